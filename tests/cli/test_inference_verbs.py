@@ -1,0 +1,236 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from webdataset import TarWriter
+
+from vlm.cli.main import main
+from vlm.config.schema import CaptionerConfig, ImageConfig, ModelConfig, TextConfig
+from vlm.heads.model import build_model
+from vlm.inference import VisionLanguageModel
+from vlm.retrieval.tables import new_csv, safe_cell
+from vlm.tokenizer import train_bpe
+
+COLOURS = ["red", "green", "blue"]
+
+
+def encoded(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 36), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_model(folder, captioner):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        embed_dim=16,
+        image=ImageConfig(
+            name="vit_tiny_patch16_224",
+            image_size=32,
+            kwargs={"embed_dim": 32, "depth": 1, "num_heads": 2},
+        ),
+        text=TextConfig(context_length=24, width=32, depth=1, num_heads=2),
+        captioner=captioner,
+    )
+    tokenizer = train_bpe(COLOURS, vocab_size=300, context_length=24)
+    network = build_model(config, tokenizer)
+    VisionLanguageModel(network, config, tokenizer, torch.device("cpu")).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("with") / "model"
+    return save_model(folder, CaptionerConfig(width=32, depth=1, num_heads=2))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "squares-0000.tar"
+    with TarWriter(str(path)) as writer:
+        for colour in COLOURS:
+            meta = {"captions": [f"[bold]a {colour}\x1b[31m square"], "label": colour}
+            writer.write(
+                {
+                    "__key__": f"=1+{colour}",
+                    "png": encoded(colour),
+                    "json": json.dumps(meta).encode(),
+                }
+            )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def index(model, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index") / "squares"
+    assert main(["index", model, data, str(folder)]) == 0
+    return str(folder)
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_classify_prints_csv_with_ranked_labels(model, data, capsys):
+    assert (
+        main(["classify", model, data, "--labels", "red, green,blue", "--templates", "none"]) == 0
+    )
+    rows = rows_of(capsys.readouterr().out)
+    assert [row["key"] for row in rows] == ["'=1+red", "'=1+green", "'=1+blue"]
+    assert list(rows[0]) == [
+        "key", "label", "probability", "label_2", "probability_2", "label_3", "probability_3",
+    ]  # fmt: skip
+    for row in rows:
+        assert {row["label"], row["label_2"], row["label_3"]} == set(COLOURS)
+        total = sum(float(row[name]) for name in row if name.startswith("probability"))
+        assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_classify_says_what_python_says(model, data, tmp_path, capsys):
+    from vlm.data.index import open_shards
+    from vlm.hub.load import load
+
+    out = tmp_path / "out.csv"
+    (tmp_path / "labels.txt").write_text("red\n\nblue\n")
+    command = [
+        "classify",
+        model,
+        data,
+        "--labels-file",
+        str(tmp_path / "labels.txt"),
+        "--out",
+        str(out),
+    ]
+    assert main(command) == 0
+    images = [open_shards(data).read(i).image for i in range(3)]
+    expected = load(model, "cpu").classify(images, ["red", "blue"])
+    assert [row["label"] for row in rows_of(out.read_text())] == [p.label for p in expected]
+    assert main(command) == 2
+    assert f"error: {out} exists" in capsys.readouterr().err
+
+
+def test_classify_takes_one_image_file(model, tmp_path, capsys):
+    path = tmp_path / "red.png"
+    path.write_bytes(encoded("red"))
+    assert main(["classify", model, str(path), "--labels", "red,blue"]) == 0
+    assert rows_of(capsys.readouterr().out)[0]["key"] == "red.png"
+    path.write_bytes(b"no picture")
+    assert main(["classify", model, str(path), "--labels", "red,blue"]) == 3
+    assert "no readable picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "red,red"], "label 'red' is given more than once"),
+        (["--labels", ""], "label 1 of 1 is blank"),
+        (["--labels-file", "none.txt"], "labels file none.txt: can't be read"),
+        (["--labels", "a,b", "--templates", "simpel"], "did you mean simple?"),
+        ([], "one of the arguments --labels --labels-file is required"),
+        (["--labels", "a", "--labels-file", "b"], "not allowed with"),
+    ],
+)
+def test_classify_names_what_is_wrong(model, data, arguments, message, capsys):
+    assert main(["classify", model, data, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_caption_prints_what_python_says(model, data, capsys):
+    from vlm.data.index import open_shards
+    from vlm.hub.load import load
+
+    assert main(["caption", model, data, "--prompt", "a"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    images = [open_shards(data).read(i).image for i in range(3)]
+    expected = [safe_cell(text) for text in load(model, "cpu").caption(images, prompt="a")]
+    assert [row["caption"] for row in rows] == expected
+
+
+def test_caption_without_a_captioner_says_how_to_train_one(data, tmp_path, capsys):
+    folder = save_model(tmp_path / "model", None)
+    assert main(["caption", folder, data]) == 2
+    assert "no captioner; train one: vlm train" in capsys.readouterr().err
+
+
+def test_eval_writes_results(model, data, tmp_path, capsys):
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out.json"
+    suite.write_text(f"tasks: [{{task: zero_shot, split: val, data: {data}, templates: none}}]")
+    assert main(["eval", model, str(suite), "--out", str(out)]) == 0
+    assert "zero_shot" in capsys.readouterr().out
+    assert json.loads(out.read_text())[0]["metric"] == "acc1"
+    assert main(["eval", model, str(suite), "--out", str(out)]) == 2
+
+
+def test_search_prints_a_table_that_captions_cannot_paint(index, capsys):
+    assert main(["search", index, "a red square", "-k", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]a" in out
+    assert "\x1b" not in out
+
+
+def test_search_prints_json(index, capsys):
+    assert main(["search", index, "red", "--json", "--where", 'label in ["red", "blue"]']) == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert {hit["meta"]["label"] for hit in hits} == {"red", "blue"}
+    assert list(hits[0]) == ["key", "score", "caption", "meta"]
+
+
+def test_search_by_an_image_file(index, tmp_path, capsys):
+    path = tmp_path / "q.png"
+    path.write_bytes(encoded("blue"))
+    assert main(["search", index, str(path), "--json", "-k", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["meta"]["label"] == "blue"
+
+
+def test_search_writes_a_page_where_nothing_was(index, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    command = ["search", index, "<script>alert(1)</script>", "--html", str(page)]
+    assert main(command) == 0
+    text = page.read_text()
+    assert "<script" not in text
+    assert text.count("data:image/webp;base64,") == 3
+    assert main(command) == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("lable == 1", "did you mean label?"), ("open('x')", "where: "), ("label ==", "where: ")],
+)
+def test_search_names_what_is_wrong_with_a_filter(index, where, message, capsys):
+    assert main(["search", index, "red", "--where", where]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_index_refuses_a_folder_that_holds_something(model, data, index, capsys):
+    assert main(["index", model, data, index]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@x", "\tx", "\uff1d1"])
+def test_a_cell_is_never_a_formula(text):
+    assert safe_cell(text) == f"'{text}"
+    assert safe_cell("a=1") == "a=1"
+    assert safe_cell(-1.5) == -1.5
+
+
+def test_a_csv_that_is_not_finished_is_removed(tmp_path):
+    path = tmp_path / "x.csv"
+    with pytest.raises(ZeroDivisionError), new_csv(path) as write:
+        write([1 / (write(["a"]) and 0)])
+    assert not path.exists()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom vlm.cli.main import main\n"
+        "for verb in ('eval', 'classify', 'caption', 'index', 'search'):\n"
+        "    assert main([verb, '--help']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'rich' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

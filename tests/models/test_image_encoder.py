@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from vlm.errors import ConfigError
+from vlm.models.image_encoder import ImageEncoder
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+
+
+def make_encoder(name="vit_tiny_patch16_224", **changes):
+    settings = {"image_size": 32, "embed_dim": 8, "kwargs": TINY}
+    return ImageEncoder(name, **settings | changes).eval()
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
+def test_pools_to_one_feature_a_picture(pool):
+    features, tokens = make_encoder(pool=pool)(torch.randn(3, 3, 32, 32))
+    assert features.shape == (3, 8)
+    assert tokens.shape == (3, 17, 32)  # 16 patches and the class token
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_convolutional_backbones_give_tokens(name):
+    features, tokens = make_encoder(name, pool="avg", image_size=64, kwargs={})(
+        torch.randn(2, 3, 64, 64)
+    )
+    assert features.shape == (2, 8)
+    assert tokens.shape[1] == 4
+
+
+def test_the_convolutional_stem_makes_as_many_tokens_as_patches():
+    encoder = make_encoder(stem_channels=[4, 8, 16])
+    assert encoder(torch.randn(2, 3, 32, 32))[1].shape == (2, 17, 32)
+
+
+def test_plain_attention_equals_fused():
+    encoder, pixels = make_encoder(), torch.randn(2, 3, 32, 32)
+    fused = encoder(pixels)[0]
+    encoder.use_fused_attention(False)
+    torch.testing.assert_close(encoder(pixels)[0], fused, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "vit_tinny"}, 'model.image.name: timm has no "vit_tinny"; near: '),
+        ({"name": "resnet10t", "kwargs": {}}, "resnet10t has no class token; use avg or map"),
+        (
+            {"stem_channels": [4, 8]},
+            "2 convolutions of stride 2 make patches of 4 pixels, but patch_size is 8; "
+            "set model.image.kwargs.patch_size=4",
+        ),
+        ({"kwargs": {"depht": 3}}, "model.image: timm refuses vit_tiny_patch16_224 with "),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(ConfigError) as error:
+        make_encoder(**changes)
+    assert message in str(error.value)

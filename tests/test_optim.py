@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import nn
+
+from vlm.optim import AveragedWeights, build_optimizer, decays, lr_at
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("text.blocks.0.mlp.0.weight", (8, 4), True),
+        ("text.token_embedding.weight", (8, 4), True),
+        ("image.trunk.patch_embed.proj.weight", (8, 3, 2, 2), True),
+        ("text.blocks.0.mlp.0.bias", (8,), False),
+        ("text.norm.weight", (8,), False),
+        ("logit_scale", (), False),
+        ("text.positional_embedding", (8, 4), False),
+        ("image.trunk.pos_embed", (1, 8, 4), False),
+        ("image.trunk.cls_token", (1, 1, 4), False),
+    ],
+)
+def test_decay_is_for_matrices_only(name, shape, expected):
+    assert decays(name, torch.zeros(shape)) is expected
+
+
+def test_every_parameter_is_in_one_group():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    decayed, rest = optimizer.param_groups
+    assert [p.ndim for p in decayed["params"]] == [2]
+    assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_schedule_rises_linearly_and_falls_as_a_cosine():
+    lrs = [lr_at(s, lr=1.0, steps=110, warmup_steps=10, min_lr_fraction=0.1) for s in range(111)]
+    assert lrs[0] == pytest.approx(0.1)
+    assert lrs[9] == lrs[10] == pytest.approx(1.0)
+    assert lrs[60] == pytest.approx(0.55)  # half way: the mean of the peak and the floor
+    assert lrs[110] == pytest.approx(0.1)
+    assert max(lrs) == 1.0
+
+
+def test_average_is_warmed_up_and_then_decays():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    averaged = AveragedWeights(model, decay=0.5)
+    nn.init.ones_(model.weight)
+    averaged.update(model.named_parameters())
+    assert averaged.shadow["weight"].item() == pytest.approx(0.9)  # decay (1 + 0) / (10 + 0)
+    for _ in range(20):
+        averaged.update(model.named_parameters())
+    before = averaged.shadow["weight"].item()
+    averaged.update([("weight", torch.zeros(1, 1))])
+    assert averaged.shadow["weight"].item() == pytest.approx(before / 2)  # decay 0.5

@@ -1,0 +1,66 @@
+"""Train, evaluate and use CLIP-style vision-language models; names are imported when first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm.config.load import load_config
+    from vlm.config.schema import Config
+    from vlm.eval.suite import evaluate
+    from vlm.heads.zero_shot import Prediction
+    from vlm.hub.load import load
+    from vlm.inference import VisionLanguageModel
+    from vlm.retrieval.index import Index
+    from vlm.tokenizer import Tokenizer
+    from vlm.training.loop import train
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "Index",
+    "Prediction",
+    "Tokenizer",
+    "VisionLanguageModel",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_config",
+    "train",
+]
+
+_MODULES = {
+    "Config": "vlm.config.schema",
+    "Index": "vlm.retrieval.index",
+    "Prediction": "vlm.heads.zero_shot",
+    "Tokenizer": "vlm.tokenizer",
+    "VisionLanguageModel": "vlm.inference",
+    "evaluate": "vlm.eval.suite",
+    "load": "vlm.hub.load",
+    "load_config": "vlm.config.load",
+    "train": "vlm.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name == "__version__":
+        value = _installed_version()
+    else:
+        raise AttributeError(f"module 'vlm' has no attribute {name!r}", name=name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _installed_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("vlm")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "0+uninstalled"

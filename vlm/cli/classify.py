@@ -1,0 +1,70 @@
+"""`vlm classify MODEL DATA --labels a,b`: name what pictures show, as CSV."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+HELP = "name what pictures show: CSV with the likeliest labels of each"
+TOP = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
+    parser.add_argument("data", metavar="DATA", help="shards, an image folder, a table or an image")
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", metavar="A,B", help="the labels to choose from")
+    labels.add_argument("--labels-file", metavar="FILE", help="the same, one a line")
+    parser.add_argument(
+        "--templates",
+        default="simple",
+        metavar="NAME|FILE",
+        help="none, simple, openai, openai_simple, or a file with one {} a line (default simple)",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, help="CSV file (default: print it)")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
+    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify, batch by batch.
+
+    Raises:
+        ConfigError: The labels or templates are wrong, or the output exists.
+        DataError: The data cannot be read.
+    """
+    from vlm.eval.tasks import read_labels
+    from vlm.heads.zero_shot import check_class_names, predict, zero_shot_weights
+    from vlm.hub.load import load
+    from vlm.retrieval.embed import pictures_of
+    from vlm.retrieval.tables import new_csv, refuse_existing
+
+    refuse_existing(args.out)
+    names = [name.strip() for name in (args.labels or "").split(",")]
+    labels = read_labels(args.labels_file) if args.labels_file else names
+    check_class_names(labels)
+    model = load(args.model, device=args.device)
+    weights = zero_shot_weights(model, labels, args.templates)
+    batches = pictures_of(
+        model,
+        args.data,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        description="classifying",
+        log=partial(print, file=sys.stderr),
+    )
+    with new_csv(args.out) as write:
+        write(["key", "label", "probability", *_columns(min(TOP, len(labels)))])
+        for batch in batches:
+            features = model.encode_pixels(batch.images).float().cpu()
+            found = predict(features, weights, labels, logit_scale=model.logit_scale, top=TOP)
+            for item, prediction in zip(batch.items, found, strict=True):
+                cells = [cell for name, p in prediction.ranking for cell in (name, f"{p:.6f}")]
+                write([item.key, *cells])
+    return 0
+
+
+def _columns(num_ranked: int) -> list[str]:
+    return [f"{name}_{n}" for n in range(2, num_ranked + 1) for name in ("label", "probability")]

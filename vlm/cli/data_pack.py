@@ -1,0 +1,42 @@
+"""`vlm data pack DATA OUT`: an image folder or a table becomes WebDataset shards."""
+
+import argparse
+from pathlib import Path
+
+HELP = "write an image folder or a table as shards"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("data", metavar="DATA", help="an image folder, or a CSV/TSV/JSONL/Parquet")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
+    parser.add_argument(
+        "--caption-column",
+        metavar="NAME",
+        help="of a table, several with commas between; guessed if not given",
+    )
+    parser.add_argument(
+        "--shard-size-mb", metavar="MB", type=int, default=256, help="largest shard (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Packs, and prints what was left out."""
+    from vlm.curate.listing import Tally
+    from vlm.curate.pack import pack
+    from vlm.curate.source import Columns, find_source, shard_patterns
+    from vlm.errors import ConfigError
+
+    if args.shard_size_mb < 1:
+        raise ConfigError(f"--shard-size-mb ({args.shard_size_mb}) must be at least 1")
+    if shard_patterns(args.data) is not None:
+        raise ConfigError(
+            f"{args.data}: is no image folder and no table; shards are packed already"
+        )
+    source = find_source(args.data, Columns(args.image_column, args.caption_column))
+    report = pack(source.listing(), args.out, shard_size_bytes=args.shard_size_mb << 20)
+    for line in Tally(**report["skipped"]).lines():
+        print(f"{source.name}: left out {line}")
+    print(f"{args.out}: {report['num_samples']} samples in {report['num_shards']} shards")
+    return 0

@@ -1,0 +1,37 @@
+"""`vlm eval MODEL SUITE`: score a model on the tasks of a suite."""
+
+import argparse
+from pathlib import Path
+
+HELP = "score a model on the tasks of a suite; each number has n, a 95% interval and chance"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
+    parser.add_argument("suite", metavar="SUITE", help="YAML file with a list of tasks")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="JSON file of results; details go to FILE-eval/"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="pictures at a time (default 64)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, and print the table of results.
+
+    Raises:
+        ConfigError: The suite is wrong, does not fit the model, or the output exists.
+        DataError: Data is missing, damaged, or lacks what a task needs.
+    """
+    from vlm.errors import ConfigError
+    from vlm.eval.suite import evaluate
+    from vlm.retrieval.tables import refuse_existing
+
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size ({args.batch_size}) must be at least 1")
+    refuse_existing(args.out)
+    evaluate(args.model, args.suite, out=args.out, device=args.device, batch_size=args.batch_size)
+    return 0

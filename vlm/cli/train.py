@@ -1,0 +1,45 @@
+"""`vlm train`: train a model as a config says; under torchrun the same command runs on many processes."""
+
+import argparse
+
+HELP = "train a model as CONFIG says; the same command runs under torchrun"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped config's name")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="settings to change"
+    )
+    parser.add_argument("--check", action="store_true", help="validate, print the plan, and stop")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="never",
+        help="auto: continue the run folder's newest checkpoint, if there is one",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check or train; a run ends with its report."""
+    from vlm.config.load import load_config
+    from vlm.runtime import torchvision_guard
+
+    config = load_config(args.config, args.overrides)
+    torchvision_guard.install()
+    if args.check:
+        from vlm.runtime.distributed import Ranks
+        from vlm.training.plan import print_plan
+
+        print_plan(config, Ranks())
+        return 0
+    from vlm.runtime.distributed import ranks_from_environment
+    from vlm.training.loop import train
+
+    finished = train(config, resume=args.resume)
+    if ranks_from_environment().is_main:
+        from vlm.report.page import write_report
+
+        print(f"model:  {finished.folder / 'model'}")
+        print(f"report: {write_report(finished.folder)}")
+    return 0

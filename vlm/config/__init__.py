@@ -1,0 +1,1 @@
+"""Settings: the schema, and reading them from YAML with overrides."""

@@ -1,0 +1,156 @@
+"""Every setting there is: frozen dataclasses, one a section, with defaults, units and meaning."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Scalar = bool | int | float | str
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AugmentConfig:
+    """What a training picture goes through; the random numbers come from (seed, epoch, sample)."""
+
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.9  # smallest share of the area a crop keeps
+    max_aspect: Annotated[float, Field(ge=1)] = 4 / 3  # crops are between 1 / max_aspect and max_aspect
+    horizontal_flip: Fraction = 0.0  # probability; left and right matter to captions
+    color_jitter: Fraction = 0.0  # brightness, contrast, saturation: factors within 1 +- this
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest turn to either side
+    erase: Fraction = 0.0  # probability of a rectangle of noise, arXiv 1708.04896
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Where samples come from. DATA is a shard pattern, an image folder, or a CSV/TSV/JSONL/Parquet table."""
+
+    train: str | None = None  # DATA; required to train
+    image_column: str | None = None  # of a table; guessed and printed when absent
+    caption_column: str | None = None
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out by a hash of the image bytes
+    streams: Count = 1  # part of the order; never changes with the world size
+    num_workers: CountOrZero = 2  # loader processes a rank; no part of the order
+    cache_gib: Annotated[float, Field(ge=0)] = 0.0  # memory for decoded small pictures, a rank
+    max_bad_fraction: Fraction = 0.01  # more undecodable samples than this end the run
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImageConfig:
+    """The image encoder: any timm backbone, with pooling and a projection."""
+
+    name: str = "vit_base_patch32_224"  # timm's name
+    image_size: Count = 224  # pixels a side
+    pool: Literal["token", "avg", "map"] = "token"
+    stem_channels: tuple[Count, ...] = ()  # convolutional stem in place of the patch embedding
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # FLIP, arXiv 2212.00794, section 3
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    kwargs: dict[str, Scalar] = field(default_factory=dict)  # passed to timm.create_model
+
+
+@dataclass(frozen=True, config=STRICT)
+class TextConfig:
+    """The text encoder: a causal Transformer that pools at the end-of-text token."""
+
+    tokenizer: str = "clip"  # clip | bpe:SIZE (trained on the training captions) | a tokenizer.json
+    context_length: Annotated[int, Field(ge=3)] = 77
+    width: Count = 512
+    depth: Count = 12
+    num_heads: Count = 8
+
+
+@dataclass(frozen=True, config=STRICT)
+class CaptionerConfig:
+    """The captioning head: a Transformer decoder that attends to the image encoder's tokens."""
+
+    width: Count = 512
+    depth: Count = 6
+    num_heads: Count = 8
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Two encoders into one embedding space, and an optional captioning head."""
+
+    embed_dim: Count = 512
+    activation: Literal["gelu", "quick_gelu"] = "gelu"  # of the text encoder
+    init_logit_scale: Positive = 1 / 0.07  # CLIP, section 2.5; kept in log space
+    max_logit_scale: Positive = 100.0
+    image: ImageConfig = field(default_factory=ImageConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    captioner: CaptionerConfig | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class LossConfig:
+    """What is minimised: contrastive + caption_weight * caption."""
+
+    duplicates: Literal["positive", "ignore", "negative"] = "positive"  # equal captions in a batch
+    caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
+    caption_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a batch that is captioned
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimConfig:
+    """AdamW, warm-up and cosine decay."""
+
+    lr: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    eps: Positive = 1e-6
+    warmup_steps: CountOrZero = 2000
+    min_lr_fraction: Fraction = 0.0  # of lr, at the last step
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 turns clipping off
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """How long, how large, on what."""
+
+    steps: Count | None = None  # give steps or epochs
+    epochs: Positive | None = None
+    global_batch_size: Annotated[int, Field(ge=2)] = 1024  # samples a step, over all ranks
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    device: str = "auto"  # auto | cpu | cuda | mps
+    seed: CountOrZero = 0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaged weights
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalConfig:
+    """What is measured when training ends."""
+
+    suite: str | None = None  # a suite's YAML file
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """Where a run lives and what it keeps."""
+
+    dir: str = "runs/default"
+    save_every_steps: CountOrZero = 0
+    save_every_minutes: Annotated[float, Field(ge=0)] = 15.0
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    log_every_steps: Count = 10
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """A whole run; `config.yaml` in the run folder holds it resolved and reruns it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,1 @@
+"""Bringing data in and looking at it: pack, open, show."""

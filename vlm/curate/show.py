@@ -1,0 +1,132 @@
+"""A contact sheet: samples drawn at random, each picture with its key and captions beneath."""
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vlm.data.decode import decode_image
+from vlm.data.index import BadSample, Dataset
+from vlm.data.shards import write_atomically
+from vlm.errors import ConfigError, DiskError
+
+THUMBNAIL = 192  # pixels a side
+GAP = 16
+FONT_SIZE, LINE_HEIGHT = 13, 17
+MAX_LINES = 8  # of text beneath a picture
+MAX_COLUMNS = 8
+PAPER, FRAME, INK, FAINT, ALARM = "#ffffff", "#f1f1f1", "#1b1b1b", "#6b6b6b", "#b00020"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    picture: Image.Image | None
+    lines: list[tuple[str, str]]  # text and colour
+
+
+def contact_sheet(dataset: Dataset, path: Path, *, n: int = 32, seed: int = 0) -> int:
+    """Draws `n` samples, chosen by the seed, in the data set's order, as a PNG; returns how many.
+
+    A sample that is bad shows its reason in red where its picture would be. Pictures smaller than a
+    cell are enlarged by whole factors, so that their pixels stay square.
+
+    Raises:
+        ConfigError: `n` is below 1.
+        DiskError: The PNG cannot be written.
+    """
+    if n < 1:
+        raise ConfigError(f"n ({n}) must be at least 1")
+    n = min(n, len(dataset))
+    chosen = np.random.default_rng(seed).choice(len(dataset), n, replace=False)
+    font = ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE
+    )
+    cells = [_cell(dataset, sample_id, font) for sample_id in sorted(chosen.tolist())]
+    buffer = BytesIO()
+    _draw(cells, font).save(buffer, "PNG")
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
+    return n
+
+
+def _cell(dataset: Dataset, sample_id: int, font: ImageFont.FreeTypeFont) -> _Cell:
+    key = [(_elided(dataset.key(sample_id), font), FAINT)]
+    try:
+        sample = dataset.read(sample_id)
+        picture = _fitted(decode_image(sample.image, min_size=THUMBNAIL))
+    except BadSample as bad:
+        return _Cell(None, key + [(line, ALARM) for line in wrap(str(bad), font, THUMBNAIL)])
+    marked = [f"• {text}" for text in sample.captions]
+    if not marked:
+        named = {name: sample.meta[name] for name in ("label", "cls") if name in sample.meta}
+        marked = [f"{name}: {value}" for name, value in named.items()] or ["no caption"]
+    lines = []
+    for text in marked:
+        first, *rest = wrap(text, font, THUMBNAIL - FONT_SIZE)
+        lines += [first, *(f"   {line}" for line in rest)]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], "…"]
+    return _Cell(picture, key + [(line, INK) for line in lines])
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    if max(picture.size) * 2 <= THUMBNAIL:
+        factor = THUMBNAIL // max(picture.size)
+        size = (picture.width * factor, picture.height * factor)
+        return picture.resize(size, Image.Resampling.NEAREST)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Returns the text in lines of at most `width` pixels, broken at blanks, else anywhere."""
+    lines, line = [], ""
+    for word in "".join(letter if letter.isprintable() else " " for letter in text).split():
+        if line and font.getlength(f"{line} {word}") <= width:
+            line = f"{line} {word}"
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width and len(word) > 1:
+            fits = max(1, _fitting(word, font, width))
+            lines.append(word[:fits])
+            word = word[fits:]
+        line = word
+    return [*lines, line] if line else lines
+
+
+def _fitting(word: str, font: ImageFont.FreeTypeFont, width: int) -> int:
+    """How many of the word's letters fit."""
+    word = word[:width]  # no letter that shows is narrower than a pixel
+    return next(n for n in range(len(word), -1, -1) if font.getlength(word[:n]) <= width)
+
+
+def _elided(text: str, font: ImageFont.FreeTypeFont) -> str:
+    lines = wrap(text, font, THUMBNAIL - FONT_SIZE)
+    return lines[0] + ("…" if len(lines) > 1 else "") if lines else ""
+
+
+def _draw(cells: list[_Cell], font: ImageFont.FreeTypeFont) -> Image.Image:
+    columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(cells) * 1.5)))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [THUMBNAIL + LINE_HEIGHT * max(len(cell.lines) for cell in row) + GAP for row in rows]
+    sheet = Image.new("RGB", (GAP + columns * (THUMBNAIL + GAP), GAP + sum(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top = GAP + sum(heights[:number])
+        for column, cell in enumerate(row):
+            left = GAP + column * (THUMBNAIL + GAP)
+            draw.rectangle((left, top, left + THUMBNAIL - 1, top + THUMBNAIL - 1), fill=FRAME)
+            if cell.picture is not None:
+                inset = [(THUMBNAIL - side) // 2 for side in cell.picture.size]
+                sheet.paste(cell.picture, (left + inset[0], top + inset[1]))
+            for line, (text, colour) in enumerate(cell.lines):
+                y = top + THUMBNAIL + 4 + line * LINE_HEIGHT
+                draw.text((left, y), text, font=font, fill=colour)
+    return sheet

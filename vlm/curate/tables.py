@@ -1,0 +1,230 @@
+"""Tables of image paths and captions: CSV, TSV, JSONL and Parquet to a list of pictures."""
+
+import csv
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm.curate.listing import Listing, Picture, Tally
+from vlm.errors import ConfigError, DataError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+# compared without case, blanks and underscores; the first that the table has is taken
+IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "imagepath", "img")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence")
+LABEL_COLUMNS = ("label", "class")
+MAX_NAMED_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read; each label goes to the picture's meta."""
+
+    image: str
+    captions: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f'image column "{self.image}"']
+        for what, names in (("caption", self.captions), ("label", self.labels)):
+            if names:
+                quoted = ", ".join(f'"{name}"' for name in names)
+                parts.append(f"{what} column{'s' if len(names) > 1 else ''} {quoted}")
+        return ", ".join(parts if self.captions else [*parts, "no captions"])
+
+
+def list_table(
+    path: Path,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    log: Callable[[str], object] = print,
+) -> Listing:
+    """Lists the pictures of a table; rows that name the same image are captions of one picture.
+
+    Args:
+        path: The table. Image paths in it are absolute, or relative to its folder.
+        image_column: Guessed from its name if None.
+        caption_column: One column, or several with commas between; guessed if None.
+        log: Gets the line that says which columns were taken.
+
+    Raises:
+        ConfigError: A column that was named does not exist.
+        DataError: The table cannot be read, or its columns cannot be guessed.
+    """
+    names = _column_names(path)
+    columns = choose_columns(
+        names, image_column=image_column, caption_column=caption_column, table=path.name
+    )
+    log(f"{path.name}: {columns}")
+    listing = Listing(path.name, [])
+    pictures: dict[str, Picture] = {}
+    for where, row in _rows(path, columns, listing.skipped):
+        image = _image(row[columns.image], columns.image, path.name)
+        if not image:
+            listing.skipped.add("row.no_image", where)
+            continue
+        captions = [text for column in columns.captions for text in _captions(row[column])]
+        meta = {column: _scalar(row[column]) for column in columns.labels}
+        before = pictures.get(image)
+        if before is not None:
+            captions = [*before.captions, *captions]
+            if before.meta != meta:
+                listing.skipped.add("row.other_label", f"{where} of {image}")
+            meta = before.meta
+        pictures[image] = Picture(path.parent / image, image, tuple(dict.fromkeys(captions)), meta)
+    listing.pictures = list(pictures.values())
+    return listing
+
+
+def choose_columns(
+    names: list[str], *, image_column: str | None, caption_column: str | None, table: str
+) -> Columns:
+    """Returns the columns to read: those named, else the first that the names in this file fit.
+
+    Raises:
+        ConfigError: A named column does not exist.
+        DataError: No column fits, or two have one name.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f'{table}: has several columns "{twice[0]}"; give each its own name')
+    labels = tuple(name for name in names if _plain(name) in LABEL_COLUMNS)
+    captions: tuple[str, ...] = ()
+    if caption_column is not None:
+        listed = [caption_column] if caption_column in names else caption_column.split(",")
+        captions = tuple(_existing(name.strip(), names, table) for name in listed)
+    elif guess := _guess(names, CAPTION_COLUMNS):
+        captions = (guess,)
+    image = (
+        _guess(names, IMAGE_COLUMNS)
+        if image_column is None
+        else _existing(image_column, names, table)
+    )
+    if image is None or not (captions or labels):
+        wanted = [*(["image"] if image is None else []), *([] if captions else ["caption"])]
+        shown = ", ".join(names[:MAX_NAMED_COLUMNS])
+        options = " and ".join(f"--{what}-column" for what in wanted)
+        raise DataError(
+            f"{table}: cannot tell which column holds the {' and the '.join(wanted)}; "
+            f"name it with {options}; its columns are: {shown}"
+        )
+    return Columns(image, captions, tuple(name for name in labels if name not in captions))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def _guess(names: list[str], known: tuple[str, ...]) -> str | None:
+    plain = {_plain(name): name for name in reversed(names)}
+    return next((plain[name] for name in known if name in plain), None)
+
+
+def _existing(name: str, names: list[str], table: str) -> str:
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    shown = ", ".join(names[:MAX_NAMED_COLUMNS])
+    raise ConfigError(f'{table}: has no column "{name}"{hint} Its columns are: {shown}')
+
+
+def _image(cell: Any, column: str, table: str) -> str:
+    if isinstance(cell, (bytes, dict)):
+        raise DataError(f'{table}: column "{column}" holds images, not paths; write them to files')
+    return cell if isinstance(cell, str) else ""
+
+
+def _captions(cell: Any) -> list[str]:
+    texts = cell if isinstance(cell, list) else [cell]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _scalar(cell: Any) -> Any:
+    if cell is None or isinstance(cell, (str, int)):
+        return cell
+    return cell if isinstance(cell, float) and math.isfinite(cell) else str(cell)
+
+
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path).schema_arrow.names  # type: ignore[no-any-return]
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return next(_cells(path))[1]
+    names: dict[str, None] = {}
+    for _, row in _json_rows(path, Tally()):
+        names |= dict.fromkeys(row)
+    return list(names)
+
+
+def _rows(path: Path, columns: Columns, skipped: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
+    wanted = [columns.image, *columns.captions, *columns.labels]
+    if path.suffix.lower() == ".parquet":
+        number = 0
+        for batch in _parquet(path).iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    elif path.suffix.lower() in (".csv", ".tsv"):
+        rows = _cells(path)
+        _, header = next(rows)
+        for line, cells in rows:
+            if len(cells) == len(header):
+                yield f"line {line}", dict(zip(header, cells, strict=True))
+            else:
+                text = f"line {line} has {len(cells)} cells for {len(header)} columns"
+                skipped.add("row.cells", text)
+    else:
+        for line, row in _json_rows(path, skipped):
+            yield f"line {line}", {name: row.get(name) for name in wanted}
+
+
+def _parquet(path: Path) -> Any:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except (ArrowInvalid, OSError) as error:
+        raise DataError(f"{path.name}: cannot be read as Parquet: {error}") from error
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV with their numbers, the header first; blank lines are passed over."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            head = file.readline()
+            file.seek(0)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",\t;", key=head.count)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            empty = True
+            for cells in reader:
+                if cells:
+                    empty = False
+                    yield reader.line_num, cells
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path.name}: cannot be read as CSV in UTF-8: {error}") from error
+    if empty:
+        raise DataError(f"{path.name}: is empty")
+
+
+def _json_rows(path: Path, skipped: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                skipped.add("row.json", f"line {number}: {error}")
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                skipped.add("row.json", f"line {number} is a {type(row).__name__}, not an object")

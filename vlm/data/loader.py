@@ -1,0 +1,285 @@
+"""Batches of uint8 pictures and tokens: endless for training, each sample once for evaluation.
+
+A micro-batch is a pure function of its number, so nothing here is state: a run resumes by asking
+for another first micro-batch, with any number of workers.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vlm.data.decode import load_rgb, open_image
+from vlm.data.index import BadSample, Dataset
+from vlm.data.order import SampleOrder, check_divides, derived_rng
+from vlm.data.transforms import EvalTransform, TrainTransform
+from vlm.data.workers import build_in_order
+from vlm.tokenizer import Tokenizer, caption_id
+
+EvalSample = tuple[str, tuple[str, ...], dict[str, Any]]  # key, captions, meta
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of training; `images` are in channels_last memory format.
+
+    Attributes:
+        images: Zeros where not valid.
+        tokens: Padded to the context length; those of an empty text where not valid.
+        sample_ids: Global ids, of invalid samples too.
+        caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
+        valid: False where a sample could not be used; it keeps its slot.
+        bad: How many samples could not be used, by reason.
+    """
+
+    images: UInt8[Tensor, "B 3 S S"]
+    tokens: Int[Tensor, "B L"]
+    sample_ids: Int[Tensor, " B"]
+    caption_ids: Int[Tensor, " B"]
+    valid: Bool[Tensor, " B"]
+    bad: dict[str, int]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            function(self.images),
+            function(self.tokens),
+            function(self.sample_ids),
+            function(self.caption_ids),
+            function(self.valid),
+            self.bad,
+        )
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """A batch of evaluation: pictures, and the (key, captions, meta) that belong to them.
+
+    Invalid samples keep their slot: zeros in `images`, and what could be read of them in `samples`.
+    """
+
+    images: UInt8[Tensor, "B 3 S S"]
+    sample_ids: Int[Tensor, " B"]
+    valid: Bool[Tensor, " B"]
+    samples: list[EvalSample]
+    bad: dict[str, int]
+
+
+def training_batches(
+    dataset: Dataset,
+    order: SampleOrder,
+    *,
+    transform: TrainTransform,
+    tokenizer: Tokenizer,
+    seed: int,
+    micro_batch_size: int,
+    first_micro_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    cache_bytes: int = 0,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """This rank's micro-batches from `first_micro_batch` on, endlessly; closing ends the workers.
+
+    A rank's slice of global batch k is its micro-batches `k A` to `(k + 1) A - 1`, A of them a
+    step. Caption choice and augmentation come from (seed, epoch, sample id): what a sample looks
+    like in an epoch depends on nothing else.
+
+    Args:
+        dataset: Where samples are read.
+        order: Which sample comes when.
+        transform: Encoded picture and random numbers to pixels.
+        tokenizer: For the chosen caption.
+        seed: Of caption choice and augmentation.
+        micro_batch_size: Samples in a batch here.
+        first_micro_batch: Where to begin, for a resumed run: consumed steps x A.
+        rank: Of this process.
+        world_size: Processes that share a global batch.
+        num_workers: Processes that build micro-batches; 0 builds them here.
+        cache_bytes: Memory for decoded small pictures, over all workers of this rank; 0: none. A
+            picture in it is not read and decoded again, which is 2/3 of a 64 px WebP's cost.
+        pin_memory: Page-locked batches, for a GPU.
+
+    Raises:
+        ConfigError: `world_size` x `micro_batch_size` does not divide the global batch.
+        DataError: A worker died, or the data set is damaged.
+    """
+    check_divides("world_size", world_size, "global_batch_size", order.global_batch_size)
+    per_rank = order.global_batch_size // world_size
+    check_divides("micro_batch_size", micro_batch_size, "global_batch_size / world_size", per_rank)
+    per_step = per_rank // micro_batch_size
+    worker_cache_bytes = cache_bytes // max(1, num_workers)
+    make_builder = partial(
+        _TrainingBuilder,
+        dataset,
+        order=order,
+        transform=transform,
+        tokenizer=tokenizer,
+        seed=seed,
+        first_slice=rank * per_step,
+        slices=world_size * per_step,
+        slices_per_step=per_step,
+        cache_bytes=worker_cache_bytes,
+    )
+    return build_in_order(
+        make_builder,
+        range(first_micro_batch, sys.maxsize),
+        num_workers=num_workers,
+        batch_bytes=micro_batch_size * 3 * transform.image_size**2,
+        cache_bytes=worker_cache_bytes,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    *,
+    transform: EvalTransform,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[EvalBatch, None, None]:
+    """This rank's contiguous slice, each sample once and in order; the last batch may be short.
+
+    Raises:
+        DataError: A worker died, or the data set is damaged.
+    """
+    start, stop = (len(dataset) * r // world_size for r in (rank, rank + 1))
+    ids = range(start, stop)
+    make_builder = partial(_EvaluationBuilder, dataset, transform, ids, batch_size)
+    return build_in_order(
+        make_builder,
+        range(-(-len(ids) // batch_size)),
+        num_workers=num_workers,
+        batch_bytes=batch_size * 3 * transform.image_size**2,
+    )
+
+
+class _TrainingBuilder:
+    """Builds any micro-batch of training; lives in one worker, with its caches."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        order: SampleOrder,
+        transform: TrainTransform,
+        tokenizer: Tokenizer,
+        seed: int,
+        first_slice: int,
+        slices: int,
+        slices_per_step: int,
+        cache_bytes: int,
+    ) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.transform = transform
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.first_slice = first_slice
+        self.slices = slices
+        self.slices_per_step = slices_per_step
+        self.cache_room = cache_bytes
+        self.cache: dict[int, tuple[Image.Image, tuple[str, ...]]] = {}
+        self.encode = lru_cache(maxsize=32768)(self._encode)
+
+    def __call__(self, micro_batch: int) -> Batch:
+        step, part = divmod(micro_batch, self.slices_per_step)
+        epochs, ids = self.order.batch(step, rank=self.first_slice + part, world_size=self.slices)
+        images = _blank_images(len(ids), self.transform.image_size)
+        empty_text, _ = self.encode("")
+        tokens = torch.full((len(ids), self.tokenizer.context_length), self.tokenizer.pad_id)
+        tokens[:, : len(empty_text)] = empty_text
+        caption_ids = torch.zeros(len(ids), dtype=torch.int64)
+        valid = torch.ones(len(ids), dtype=torch.bool)
+        bad: Counter[str] = Counter()
+        for row, visit in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
+            try:
+                images[row], text, caption_ids[row] = self._visit(*visit)
+                tokens[row, : len(text)] = text
+            except BadSample as error:
+                valid[row] = False
+                bad[error.reason] += 1
+        return Batch(images, tokens, torch.from_numpy(ids), caption_ids, valid, dict(bad))
+
+    def _visit(self, epoch: int, sample_id: int) -> tuple[Tensor, Tensor, int]:
+        """Pixels, token ids and caption id of one visit to a sample."""
+        image, captions = self._sample(sample_id)
+        rng = derived_rng(self.seed, epoch, sample_id)
+        caption = captions[int(rng.random() * len(captions))]
+        return self.transform(image, rng), *self.encode(caption)
+
+    def _sample(self, sample_id: int) -> tuple[bytes | Image.Image, tuple[str, ...]]:
+        """A sample's picture, decoded if it is in the cache or fits there, and its captions."""
+        if (cached := self.cache.get(sample_id)) is not None:
+            return cached
+        sample = self.dataset.read(sample_id)
+        if not sample.captions:
+            raise BadSample("text.missing", sample.key)
+        if self.cache_room <= 0:
+            return sample.image, sample.captions
+        opened = open_image(sample.image)
+        size_bytes = 4 * opened.width * opened.height + 1024  # Pillow's, and what is around it
+        if size_bytes > self.cache_room or not self.transform.can_reuse(opened):
+            return sample.image, sample.captions
+        self.cache_room -= size_bytes
+        self.cache[sample_id] = load_rgb(opened, sample.image), sample.captions
+        return self.cache[sample_id]
+
+    def _encode(self, caption: str) -> tuple[Int[Tensor, " l"], int]:
+        """Token ids and caption id of a text."""
+        return torch.tensor(self.tokenizer.encode(caption)), caption_id(
+            self.tokenizer.clean(caption)
+        )
+
+
+class _EvaluationBuilder:
+    """Builds any batch of an evaluation."""
+
+    def __init__(
+        self, dataset: Dataset, transform: EvalTransform, ids: range, batch_size: int
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.ids = ids
+        self.batch_size = batch_size
+
+    def __call__(self, batch: int) -> EvalBatch:
+        ids = self.ids[batch * self.batch_size : (batch + 1) * self.batch_size]
+        images = _blank_images(len(ids), self.transform.image_size)
+        valid = torch.ones(len(ids), dtype=torch.bool)
+        samples: list[EvalSample] = []
+        bad: Counter[str] = Counter()
+        for row, sample_id in enumerate(ids):
+            try:
+                sample = self.dataset.read(sample_id)
+                samples.append((sample.key, sample.captions, sample.meta))
+                images[row] = self.transform(sample.image)
+            except BadSample as error:
+                valid[row] = False
+                bad[error.reason] += 1
+                if len(samples) == row:
+                    samples.append((self.dataset.key(sample_id), (), {}))
+        return EvalBatch(images, torch.tensor(ids), valid, samples, dict(bad))
+
+
+def _blank_images(size: int, image_size: int) -> UInt8[Tensor, "B 3 S S"]:
+    """Zeros in channels_last format: each picture is one copy, and convolutions prefer it."""
+    blank = torch.zeros(size, image_size, image_size, 3, dtype=torch.uint8)
+    return blank.permute(0, 3, 1, 2)

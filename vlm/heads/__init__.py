@@ -1,0 +1,1 @@
+"""What sits on the encoders: zero-shot classifiers and captions."""

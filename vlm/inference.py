@@ -1,0 +1,258 @@
+"""`VisionLanguageModel`: encoders, preprocessing, tokenizer and heads together; what a user holds."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlm.checkpoint import sync_folder, write_synced
+from vlm.config.schema import ModelConfig
+from vlm.data.transforms import EvalTransform, normalize
+from vlm.errors import ConfigError
+from vlm.heads.captioner import greedy
+from vlm.heads.model import VisionLanguageModule
+from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
+from vlm.models.text_encoder import trim
+from vlm.tokenizer import Tokenizer
+
+Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
+FORMAT_VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its pictures; part of every evaluation's protocol."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+
+class VisionLanguageModel:
+    """A trained model, ready to embed, classify and caption; see `vlm.load`.
+
+    Args:
+        model: The weights.
+        config: What they are weights of.
+        tokenizer: Of the text encoder and the captioner.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModule,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        device: torch.device,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.device = device
+        image = config.image
+        self.preprocess = Preprocess(image.image_size, image.mean, image.std)
+        self.transform = EvalTransform(image.image_size)
+
+    @property
+    def embed_dim(self) -> int:
+        """D of the shared space."""
+        return self.config.embed_dim
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned inverse temperature."""
+        return float(self.model.encoders.scale().detach())
+
+    @torch.inference_mode()
+    def encode_image(
+        self, pixels: Float[Tensor, "B 3 S S"], normalize: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """open_clip's own meaning: preprocessed pixels in, features out, on the model's device."""
+        return self.model.encoders.encode_image(pixels.to(self.device), normalize=normalize)
+
+    @torch.inference_mode()
+    def encode_text(
+        self, tokens: Int[Tensor, "B L"], normalize: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """open_clip's own meaning: tokens in, features out; padding is trimmed, which changes nothing."""
+        tokens = trim(tokens, self.tokenizer.eot_id).to(self.device)
+        return self.model.encoders.encode_text(tokens, normalize=normalize)
+
+    def encode_pixels(
+        self, images: UInt8[Tensor, "B 3 S S"], normalize: bool = True
+    ) -> Float[Tensor, "B D"]:
+        """Features of pictures that are cut to size but still uint8."""
+        return self.encode_image(self._normalized(images), normalize=normalize)
+
+    def embed_images(
+        self, images: Picture | Iterable[Picture], *, batch_size: int = 64
+    ) -> Float[Tensor, "N D"]:
+        """L2-normalised fp32 features on the CPU, one row a picture.
+
+        Args:
+            images: Paths, encoded bytes, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]; one
+                or any iterable of them.
+            batch_size: Pictures at a time.
+        """
+        return self._by_batch(images, batch_size, lambda p: self.encode_pixels(p).float().cpu())
+
+    def embed_texts(
+        self, texts: str | Iterable[str], *, batch_size: int = 256
+    ) -> Float[Tensor, "N D"]:
+        """L2-normalised fp32 features on the CPU, one row a text."""
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = [
+            self.encode_text(self.tokenizer(chunk), normalize=True).float().cpu()
+            for chunk in _chunks(texts, batch_size)
+        ]
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+
+    def classify(
+        self,
+        images: Picture | Iterable[Picture],
+        labels: Sequence[str],
+        *,
+        templates: str = "simple",
+        batch_size: int = 64,
+    ) -> list[Prediction]:
+        """The likeliest label of each picture, with probabilities at the model's own temperature.
+
+        Args:
+            images: As for `embed_images`.
+            labels: Class names.
+            templates: A named set of prompts, or a file with one a line.
+            batch_size: Pictures at a time.
+
+        Raises:
+            ConfigError: No labels, repeated labels, or unknown templates.
+        """
+        weights = zero_shot_weights(self, labels, templates)
+        features = self.embed_images(images, batch_size=batch_size)
+        return predict(features, weights, labels, logit_scale=self.logit_scale)
+
+    def caption(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """One caption a picture, greedily decoded.
+
+        Args:
+            images: As for `embed_images`.
+            prompt: How the caption begins.
+            max_length: Of the caption in tokens; the model's context length if not given.
+            batch_size: Pictures at a time.
+
+        Raises:
+            ConfigError: The model has no captioner.
+        """
+        captions: list[str] = []
+        for chunk in _chunks(_each(images), batch_size):
+            captions += self.caption_pixels(
+                self._pixels(chunk), prompt=prompt, max_length=max_length
+            )
+        return captions
+
+    @torch.inference_mode()
+    def caption_pixels(
+        self,
+        images: UInt8[Tensor, "B 3 S S"],
+        *,
+        prompt: str | None = None,
+        max_length: int | None = None,
+    ) -> list[str]:
+        """Captions of pictures that are cut to size but still uint8; see `caption`."""
+        captioner = self.model.captioner
+        if captioner is None:
+            raise ConfigError(
+                "this model has no captioner; train one with model.captioner.width=... in the config"
+            )
+        start = self.tokenizer.encode(prompt or "")[:-1]  # without the end-of-text token
+        prefix = torch.tensor([start] * len(images), device=self.device)
+        tokens = greedy(
+            captioner,
+            self.model.encoders.image.tokens(self._normalized(images)),
+            prefix,
+            eot_id=self.tokenizer.eot_id,
+            max_length=min(max_length or captioner.context_length, captioner.context_length),
+        )
+        return [self.tokenizer.decode(row) for row in tokens.tolist()]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder that works offline and by itself: config, weights, tokenizer.
+
+        Raises:
+            ConfigError: The folder exists and is not empty.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} exists; give a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: t.detach().contiguous().cpu() for n, t in self.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        self.tokenizer.save(folder / "tokenizer.json")
+        config = {
+            "format_version": FORMAT_VERSION,
+            "model": asdict(self.config),
+            "preprocess": asdict(self.preprocess),
+        }
+        write_synced(folder / "config.json", json.dumps(config, indent=1).encode())
+        sync_folder(folder)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return normalize(images.to(self.device), self.preprocess.mean, self.preprocess.std)
+
+    def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
+        return torch.stack([self.transform(_open(picture)) for picture in pictures])
+
+    def _by_batch(
+        self, images: Picture | Iterable[Picture], batch_size: int, encode: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        rows = [encode(self._pixels(chunk)) for chunk in _chunks(_each(images), batch_size)]
+        return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
+
+
+def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """Several pictures, also where one is given; arrays and tensors are several with 4 dimensions."""
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return [images] if isinstance(images, str | Path | bytes | Image.Image) else images
+
+
+def _open(picture: Picture) -> bytes | Image.Image:
+    """Encoded bytes or a PIL image, whatever was given."""
+    if isinstance(picture, str | Path):
+        try:
+            return Path(picture).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{picture}: cannot read: {error.strerror}") from error
+    if isinstance(picture, bytes | Image.Image):
+        return picture
+    array = picture.movedim(0, -1).cpu().numpy() if isinstance(picture, Tensor) else picture
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise ConfigError(
+            f"a picture must be uint8 [H, W, 3] (array) or [3, H, W] (tensor), not {array.dtype} "
+            f"{tuple(picture.shape)}; preprocessed floats go to encode_image"
+        )
+    return Image.fromarray(array)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,138 @@
+"""What evaluation counts: pure functions on matrices and texts, with their values under chance.
+
+Numbers such as 1412.2306 in the docstrings are arXiv papers.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def top_k_hits(
+    logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], k: int
+) -> Bool[Tensor, " N"]:
+    """Whether the true class is among the k largest logits (top-5 error: 1409.0575, 4.1).
+
+    A tie counts against the model: a class that scores as much as the true one stands before it, so
+    constant or NaN logits hit nothing, whatever the order of the classes.
+    """
+    truth = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    return positive_ranks(logits, truth) < k
+
+
+def top_k_accuracy(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"], k: int) -> float:
+    """The share of `top_k_hits`, in 0..1."""
+    return top_k_hits(logits, labels, k).double().mean().item()
+
+
+def class_balanced_weights(labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """One weight a sample, so that each class present weighs 1: 1 / (samples of its class)."""
+    return 1 / torch.bincount(labels).double()[labels]
+
+
+def mean_per_class_recall(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
+    """Accuracy averaged over the classes present (CLIP, 2103.00020, appendix A)."""
+    weights = class_balanced_weights(labels)
+    return ((weights * top_k_hits(logits, labels, 1)).sum() / weights.sum()).item()
+
+
+def positive_ranks(
+    similarity: Float[Tensor, "Q N"], positives: Bool[Tensor, "Q N"]
+) -> Int[Tensor, " Q"]:
+    """The rank of each query's best positive, from 0.
+
+    Rows are independent, so a large problem can be handed over in chunks of queries. Ties are
+    pessimistic: every negative that scores as much as the best positive stands before it. So does
+    every negative where a NaN makes the comparison void.
+
+    Raises:
+        ValueError: A query has no positive.
+    """
+    if not bool(positives.any(dim=1).all()):
+        raise ValueError("every query needs at least one positive")
+    best = similarity.masked_fill(~positives, -torch.inf).amax(dim=1, keepdim=True)
+    return (~(similarity < best) & ~positives).sum(dim=1)
+
+
+def recall_at_k(ranks: Int[Tensor, " Q"], k: int) -> float:
+    """The share of queries with any positive among the first k (1412.2306, section 4.1).
+
+    Args:
+        ranks: From `positive_ranks`, so from 0.
+        k: How many places count.
+    """
+    return (ranks < k).double().mean().item()
+
+
+def median_rank(ranks: Int[Tensor, " Q"]) -> float:
+    """The median place of the best positive, from 1 (1412.2306, section 4.1).
+
+    The lower of the two middle ones where the number of queries is even.
+    """
+    return float(ranks.median()) + 1
+
+
+def chance_recall_at_k(positive_counts: Int[Tensor, " Q"], num_targets: int, k: int) -> float:
+    """The expected recall@k of a uniformly random ranking, exact.
+
+    A query with p positives among N misses with probability C(N - p, k) / C(N, k): that k draws
+    without replacement meet no positive (hypergeometric).
+    """
+    counts, repeats = torch.unique(positive_counts, return_counts=True)
+    misses = torch.tensor([_miss(int(p), num_targets, k) for p in counts], dtype=torch.float64)
+    return 1 - float((misses * repeats).sum()) / len(positive_counts)
+
+
+def chance_median_rank(positive_counts: Int[Tensor, " Q"], num_targets: int) -> float:
+    """The place, from 1, that the best positive of a random ranking reaches half the time."""
+    low, high = 1, num_targets
+    while low < high:
+        middle = (low + high) // 2
+        if chance_recall_at_k(positive_counts, num_targets, middle) < 0.5:
+            low = middle + 1
+        else:
+            high = middle
+    return float(low)
+
+
+def _miss(num_positives: int, num_targets: int, k: int) -> float:
+    """C(N - p, k) / C(N, k) as a product of min(k, p) factors: it is symmetric in both."""
+    few, many = sorted((k, num_positives))
+    return prod(max(0.0, 1 - many / (num_targets - i)) for i in range(min(few, num_targets)))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: NFKC, case folded, split at white space and punctuation."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    spaced = [" " if unicodedata.category(char)[0] in "PZC" else char for char in folded]
+    return "".join(spaced).split()
+
+
+def token_f1(candidate: str, references: Sequence[str]) -> float:
+    """F1 of the multisets of words, against the best reference (SQuAD, 1606.05250, section 6.1).
+
+    Unlike SQuAD's, articles count: a caption is not an answer. Two texts without any word agree.
+
+    Raises:
+        ValueError: There is no reference.
+    """
+    if not references:
+        raise ValueError("token_f1 needs at least one reference")
+    return max(_f1(words(candidate), words(reference)) for reference in references)
+
+
+def _f1(candidate: list[str], reference: list[str]) -> float:
+    if not candidate and not reference:
+        return 1.0
+    common = (Counter(candidate) & Counter(reference)).total()
+    return 2 * common / (len(candidate) + len(reference))
+
+
+def exact_match(candidate: str, references: Sequence[str]) -> bool:
+    """Whether the words equal those of any reference, in order (SQuAD, 1606.05250, section 6.1)."""
+    return words(candidate) in [words(reference) for reference in references]

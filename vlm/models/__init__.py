@@ -1,0 +1,1 @@
+"""Image encoder, text encoder, and the dual encoder that joins them."""

@@ -1,0 +1,88 @@
+"""Two encoders, one embedding space, and the temperature that sharpens it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlm.models.image_encoder import ImageEncoder
+from vlm.models.text_encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoders make of a batch; features are L2-normalised.
+
+    Attributes:
+        image: [B, D].
+        text: [B, D].
+        logit_scale: [], already exponentiated and clamped.
+        image_tokens: [B, N, W].
+    """
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    image_tokens: Tensor
+
+
+class DualEncoder(nn.Module):
+    """A CLIP model (arXiv 2103.00020, figure 3).
+
+    Args:
+        image: The image encoder.
+        text: The text encoder, of the same D.
+        init_logit_scale: Inverse temperature at the start; learned in log space.
+        max_logit_scale: Clamp; CLIP, section 2.5: 100.
+    """
+
+    def __init__(
+        self,
+        image: ImageEncoder,
+        text: TextEncoder,
+        *,
+        init_logit_scale: float = 1 / 0.07,
+        max_logit_scale: float = 100.0,
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))
+        self.max_logit_scale = max_logit_scale
+
+    def scale(self) -> Float[Tensor, ""]:
+        """The inverse temperature."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the temperature back within its bounds, after each update (not in the graph: a
+        clamped value has no gradient and would never come back)."""
+        self.logit_scale.clamp_(0.0, math.log(self.max_logit_scale))
+
+    def encode_image(
+        self, pixels: Float[Tensor, "B 3 S S"], *, normalize: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """Features of pictures that are preprocessed already."""
+        features: Tensor = self.image(pixels)[0]
+        return _unit(features) if normalize else features
+
+    def encode_text(
+        self, tokens: Int[Tensor, "B L"], *, normalize: bool = False
+    ) -> Float[Tensor, "B D"]:
+        """Features of tokenised texts."""
+        features: Tensor = self.text(tokens)
+        return _unit(features) if normalize else features
+
+    def forward(self, pixels: Float[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> Features:
+        """Both sides of a batch."""
+        image, image_tokens = self.image(pixels)
+        return Features(_unit(image), _unit(self.text(tokens)), self.scale(), image_tokens)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Rows of length 1, in fp32: bf16's 8 bits of mantissa would move the logits by up to 1%."""
+    return F.normalize(features.float(), dim=-1)

@@ -1,0 +1,175 @@
+"""The image encoder: any timm backbone, pooled and projected, with an optional convolutional stem."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlm.errors import ConfigError
+from vlm.runtime import torchvision_guard
+
+Pool = Literal["token", "avg", "map"]
+
+
+class ConvStem(nn.Module):
+    """Stride-2 3x3 convolutions in place of a ViT's patch embedding (Xiao et al., arXiv 2106.14881).
+
+    A local bias that small models trained on few pictures need. timm calls it as it calls its own
+    `PatchEmbed`: the patch size must be 2 to the number of convolutions.
+
+    Args:
+        img_size: Pixels a side.
+        patch_size: Total stride.
+        in_chans: Colours.
+        embed_dim: W of the tokens.
+        channels: Output channels of each convolution; a 1x1 convolution to `embed_dim` follows.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        *,
+        channels: Sequence[int],
+        **_: Any,  # timm passes options of PatchEmbed that have no meaning here
+    ) -> None:
+        super().__init__()
+        if patch_size != 2 ** len(channels):
+            raise ConfigError(
+                f"model.image.stem_channels: {len(channels)} convolutions of stride 2 make patches "
+                f"of {2 ** len(channels)} pixels, but patch_size is {patch_size}; "
+                f"set model.image.kwargs.patch_size={2 ** len(channels)}"
+            )
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1)
+            for before, after in zip([in_chans, *channels[:-1]], channels, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(after) for after in channels)
+        self.projection = nn.Linear(channels[-1], embed_dim)
+
+    def forward(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N W"]:
+        """Pixels to tokens.
+
+        Channels are last in memory throughout: with gradients in any other layout oneDNN's bf16
+        convolution backward is up to five times slower.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = convolution(x).permute(0, 2, 3, 1)  # [B, h, w, C], the order in memory
+            x = F.gelu(norm(x).to(x.dtype)).permute(0, 3, 1, 2)
+        tokens: Tensor = self.projection(x.permute(0, 2, 3, 1).flatten(1, 2))
+        return tokens
+
+
+class AttentionPool(nn.Module):
+    """A learned query attends to all tokens (SigLIP's MAP head, arXiv 2106.04560, without its MLP)."""
+
+    def __init__(self, width: int, num_heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+
+    def forward(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B W"]:
+        """One vector an image."""
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled: Tensor = self.attention(query, tokens, tokens, need_weights=False)[0][:, 0]
+        return pooled
+
+
+class ImageEncoder(nn.Module):
+    """Pictures to features of the shared space, and to the tokens that the captioner reads.
+
+    Args:
+        name: timm's name of the backbone.
+        image_size: S.
+        embed_dim: D.
+        pool: "token" (the class token), "avg" (mean of patch tokens) or "map" (attention).
+        stem_channels: Not empty: a `ConvStem` instead of the patch embedding; Vision Transformers only.
+        patch_dropout: Share of patches left out in training (FLIP, arXiv 2212.00794).
+        kwargs: For `timm.create_model`, such as `embed_dim`, `depth`, `patch_size`.
+
+    Raises:
+        ConfigError: timm has no such backbone, or it refuses the settings.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        embed_dim: int,
+        pool: Pool = "token",
+        stem_channels: Sequence[int] = (),
+        patch_dropout: float = 0.0,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        settings = dict(kwargs or {})
+        if stem_channels:
+            settings["embed_layer"] = partial(ConvStem, channels=tuple(stem_channels))
+        if patch_dropout:
+            settings["patch_drop_rate"] = patch_dropout
+        self.trunk = _create_trunk(name, image_size, settings)
+        self.image_size = image_size
+        self.width: int = self.trunk.num_features
+        self.num_prefix_tokens: int = getattr(self.trunk, "num_prefix_tokens", 0)
+        if pool == "token" and not self.num_prefix_tokens:
+            raise ConfigError(f"model.image.pool: {name} has no class token; use avg or map")
+        self.pool = pool
+        self.attention_pool = AttentionPool(self.width) if pool == "map" else None
+        self.projection = nn.Linear(self.width, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=self.width**-0.5)
+
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose timm's fused or plain attention; see `vlm.models.transformer.attention` for which."""
+        for module in self.trunk.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused
+
+    def tokens(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N W"]:
+        """The backbone's last tokens, class token first where there is one."""
+        x: Tensor = self.trunk.forward_features(pixels)
+        if x.ndim == 4:  # a grid: [B, W, h, w] of convolutional backbones, [B, h, w, W] of Swin
+            x = x.flatten(2).transpose(1, 2) if x.shape[1] == self.width else x.flatten(1, 2)
+        return x
+
+    def forward(
+        self, pixels: Float[Tensor, "B 3 S S"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N W"]]:
+        """Features, not normalised, and tokens."""
+        tokens = self.tokens(pixels)
+        features: Tensor = self.projection(self._pool(tokens))
+        return features, tokens
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.pool == "token":
+            return tokens[:, 0]
+        if self.attention_pool is not None:
+            pooled: Tensor = self.attention_pool(tokens)
+            return pooled
+        return tokens[:, self.num_prefix_tokens :].mean(dim=1)
+
+
+def _create_trunk(name: str, image_size: int, settings: dict[str, Any]) -> nn.Module:
+    torchvision_guard.install()
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        raise ConfigError(f'model.image.name: timm has no "{name}"; near: {", ".join(near)}')
+    if timm.get_pretrained_cfg(name).fixed_input_size:  # type: ignore[union-attr]
+        settings["img_size"] = image_size
+    try:
+        trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="", **settings)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"model.image: timm refuses {name} with {settings}: {error}") from error
+    return trunk

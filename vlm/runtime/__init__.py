@@ -1,0 +1,1 @@
+"""What processes need before any model: guards, devices, seeds, ranks."""

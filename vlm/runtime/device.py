@@ -1,0 +1,55 @@
+"""Which device and which arithmetic to use."""
+
+import contextlib
+from typing import Literal
+
+import torch
+
+from vlm.errors import ConfigError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto | cpu | cuda | mps` means here; on CUDA each rank has its own.
+
+    Raises:
+        ConfigError: The name is unknown or the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next((n for n, there in available.items() if there), "cpu")
+    kind = name.split(":")[0]
+    if kind not in ("cpu", *available):
+        raise ConfigError(f'device "{name}" is none of auto, cpu, cuda, mps')
+    if not available.get(kind, True):
+        raise ConfigError(f"device {name} is not available on this machine; use device=auto")
+    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """What `auto` means: bf16 where the hardware multiplies it natively, else fp32.
+
+    Raises:
+        ConfigError: TF32 asked for off CUDA, where it would be ignored.
+    """
+    if name == "tf32" and device.type != "cuda":
+        raise ConfigError(f"train.precision=tf32 needs a CUDA device, not {device.type}; use fp32")
+    if name == "auto":
+        return "bf16" if _has_bf16(device) else "fp32"
+    precision: Precision = name  # type: ignore[assignment]  # a Literal of the schema
+    return precision
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def arithmetic(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The autocast context of a forward pass; also sets the matrix precision of fp32 products."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

@@ -1,0 +1,132 @@
+"""Ranks: starting them, agreeing, gathering features with their gradient. One process is rank 0 of 1."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those that `torchrun` started."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and speaks."""
+        return self.rank == 0
+
+
+def ranks_from_environment() -> Ranks:
+    """What torchrun says in RANK, LOCAL_RANK and WORLD_SIZE; one process where it says nothing."""
+    env = os.environ
+    return Ranks(
+        int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1))
+    )
+
+
+def start(ranks: Ranks, device: torch.device) -> None:
+    """Join the process group: NCCL on CUDA, gloo elsewhere."""
+    if ranks.world_size == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Leave the process group, if in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, on all ranks; without gradient, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The maximum over ranks, on all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def sum_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by name, added up over ranks; names may differ. As JSON bytes: object collectives are pickle."""
+    if world_size() == 1:
+        return dict(counts)
+    row = torch.zeros(4096, dtype=torch.uint8)
+    text = json.dumps(dict(counts)).encode()
+    row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    total: Counter[str] = Counter()
+    for gathered in all_gather(row[None].to(device)).cpu():
+        total.update(json.loads(bytes(gathered.tolist()).rstrip(b"\0")))
+    return dict(total)
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, without gradient; equal shapes on all ranks."""
+    if world_size() == 1:
+        return tensor
+    gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    return gathered
+
+
+def all_gather_with_gradient(features: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
+    """Rows of all ranks in rank order; each row's gradient is the sum of what all ranks' losses say."""
+    if world_size() == 1:
+        return features
+    gathered: Tensor = _AllGather.apply(features)
+    return gathered
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather forward, reduce-scatter (sum) backward.
+
+    torch 2.13 deprecates both differentiable gathers that open_clip uses; this is the one place to
+    change. Backward reduces everything and keeps its slice: gloo has no reduce-scatter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        return all_gather(features)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = all_reduce_sum(gradients[0].contiguous())
+        rows = len(total) // world_size()
+        return total[rank() * rows : (rank() + 1) * rows]

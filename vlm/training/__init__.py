@@ -1,0 +1,1 @@
+"""Objective, step, loop, and what a run writes."""

@@ -1,0 +1,156 @@
+"""What a run says while it goes: a live bar on a terminal, plain lines otherwise, and metrics.jsonl always."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vlm.training.step import StepResult
+
+
+class RunLog:
+    """Writes one line of metrics every few steps.
+
+    Args:
+        path: metrics.jsonl; None on ranks that do not speak.
+        num_steps: Of the whole run.
+        global_batch_size: For samples/s.
+        every_steps: Between lines; the first and the last step always have one.
+        start_step: Of this process; lines of later steps, from a run that was killed, are dropped.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        num_steps: int,
+        global_batch_size: int,
+        every_steps: int,
+        start_step: int = 0,
+    ) -> None:
+        self.path = path
+        self.num_steps = num_steps
+        self.global_batch_size = global_batch_size
+        self.every_steps = every_steps
+        self.window = _Window(start_step)
+        self.elapsed_before = _drop_later_lines(path, start_step) if path else 0.0
+        self.started = time.perf_counter()
+        self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
+
+    def write(self, step: int, result: StepResult, *, data_wait_s: float, num_bad: int) -> None:
+        """Note a step (0-based); speak if it is one that speaks."""
+        self.window.data_wait_s += data_wait_s
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step + 1)
+        done = step + 1
+        if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
+            return
+        line = self._line(done, result, num_bad)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.say(_readable(line, self.num_steps))
+        self.window = _Window(done)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.path is None:
+            return
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _line(self, done: int, result: StepResult, num_bad: int) -> dict[str, Any]:
+        seconds = time.perf_counter() - self.window.started
+        steps = done - self.window.first_step
+        rate = steps / seconds
+        return {
+            "step": done,
+            "time_s": round(self.elapsed_before + time.perf_counter() - self.started, 3),
+            **{name: _finite(value) for name, value in result.terms.items()},
+            "lr": result.lr,
+            "grad_norm": _finite(result.grad_norm),
+            "logit_scale": _finite(result.logit_scale),
+            "samples_per_s": round(rate * self.global_batch_size, 2),
+            "data_wait": round(self.window.data_wait_s / seconds, 4),
+            "padding_waste": round(result.padding_waste, 4),
+            "duplicates": result.num_duplicates,
+            "bad_samples": num_bad,
+            "skipped": result.skipped,
+            "eta_s": round((self.num_steps - done) / rate, 1),
+        }
+
+
+@dataclass
+class _Window:
+    """The steps since the last line."""
+
+    first_step: int
+    data_wait_s: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def _drop_later_lines(path: Path, start_step: int) -> float:
+    """Keep lines up to `start_step`, so that each step stands once; returns the time spent on them."""
+    kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return float(kept[-1]["time_s"]) if kept else 0.0
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _readable(line: dict[str, Any], num_steps: int) -> str:
+    losses = "  ".join(
+        f"{name.removeprefix('loss/')} {value:.4f}"
+        for name, value in line.items()
+        if name.startswith("loss") and value is not None
+    )
+    return (
+        f"step {line['step']:>{len(str(num_steps))}}/{num_steps}  {losses}  lr {line['lr']:.2e}  "
+        f"grad {line['grad_norm'] or math.nan:.2f}  scale {line['logit_scale'] or math.nan:.1f}  "
+        f"{line['samples_per_s']:.0f} samples/s  wait {line['data_wait']:.0%}  "
+        f"pad {line['padding_waste']:.0%}  bad {line['bad_samples']}  eta {_clock(line['eta_s'])}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bar(num_steps: int, start_step: int) -> Progress:
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.add_task("training", total=num_steps, completed=start_step)
+    bar.start()
+    return bar

@@ -1,0 +1,186 @@
+"""From settings to the parts of a run: data, order, tokenizer, model, step; the only reader of most settings."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm.config.schema import Config
+from vlm.curate.source import open_data
+from vlm.data.index import Dataset
+from vlm.data.loader import Batch, training_batches
+from vlm.data.order import SampleOrder
+from vlm.data.transforms import TrainTransform
+from vlm.errors import ConfigError
+from vlm.heads.model import VisionLanguageModule, build_model
+from vlm.optim import AveragedWeights, build_optimizer
+from vlm.runtime.device import choose_device, choose_precision
+from vlm.runtime.distributed import Ranks
+from vlm.runtime.seeding import derive
+from vlm.tokenizer import Tokenizer, build_tokenizer
+from vlm.training.objective import Objective
+from vlm.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run, ready to start at any step."""
+
+    config: Config
+    dataset: Dataset
+    order: SampleOrder
+    tokenizer: Tokenizer
+    num_steps: int
+    step: TrainStep
+
+    def batches(self, first_step: int, ranks: Ranks) -> Iterator[Batch]:
+        """This rank's batches from a step on, without end."""
+        config = self.config
+        augment = config.data.augment
+        return training_batches(
+            self.dataset,
+            self.order,
+            transform=TrainTransform(
+                config.model.image.image_size,
+                min_scale=augment.min_scale,
+                max_aspect=augment.max_aspect,
+                horizontal_flip=augment.horizontal_flip,
+                color_jitter=augment.color_jitter,
+                rotate_degrees=augment.rotate_degrees,
+                erase=augment.erase,
+            ),
+            tokenizer=self.tokenizer,
+            seed=config.train.seed,
+            micro_batch_size=config.train.global_batch_size // ranks.world_size,
+            first_micro_batch=first_step,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=config.data.num_workers,
+            cache_bytes=int(config.data.cache_gib * 2**30),
+            pin_memory=self.step.device.type == "cuda",
+        )
+
+
+def open_training_data(config: Config) -> Dataset:
+    """The training split of data.train.
+
+    Raises:
+        ConfigError: data.train is not set.
+        DataError: It cannot be read, or it is smaller than one global batch.
+    """
+    if config.data.train is None:
+        raise ConfigError("data.train is not set; add data.train=DATA (shards, a folder or a table)")
+    dataset = open_data(
+        config.data.train,
+        image_column=config.data.image_column,
+        caption_column=config.data.caption_column,
+        require_captions=True,
+    )
+    return dataset.split(config.data.val_fraction)[0] if config.data.val_fraction else dataset
+
+
+def tokenizer_for(config: Config, dataset: Dataset) -> Tokenizer:
+    """What model.text.tokenizer names; `bpe:SIZE` is trained on the training captions."""
+    text = config.model.text
+    return build_tokenizer(
+        text.tokenizer, context_length=text.context_length, texts=dataset.captions
+    )
+
+
+def count_steps(config: Config, num_samples: int) -> int:
+    """train.steps, or what train.epochs comes to.
+
+    Raises:
+        ConfigError: Neither is set.
+    """
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    if train.epochs is None:
+        raise ConfigError("give train.steps or train.epochs")
+    return max(1, math.ceil(train.epochs * num_samples / train.global_batch_size))
+
+
+def build_parts(config: Config, ranks: Ranks) -> Parts:
+    """Everything a run needs, with fresh weights that depend on train.seed alone."""
+    device = choose_device(config.train.device, ranks.local_rank)
+    dataset = open_training_data(config)
+    tokenizer = tokenizer_for(config, dataset)
+    order = SampleOrder(
+        dataset.shard_sizes,
+        seed=config.train.seed,
+        streams=config.data.streams,
+        global_batch_size=config.train.global_batch_size,
+    )
+    torch.manual_seed(derive("weights", config.train.seed))
+    module = build_model(config.model, tokenizer).to(device)
+    num_steps = count_steps(config, len(dataset))
+    step = _build_step(config, module, tokenizer, num_steps, device, ranks)
+    return Parts(config, dataset, order, tokenizer, num_steps, step)
+
+
+def _build_step(
+    config: Config,
+    module: VisionLanguageModule,
+    tokenizer: Tokenizer,
+    num_steps: int,
+    device: torch.device,
+    ranks: Ranks,
+) -> TrainStep:
+    optim, image = config.optim, config.model.image
+    _refuse_batch_norm(module, ranks)
+    precision = choose_precision(config.train.precision, device)
+    module.encoders.image.use_fused_attention(device.type != "cpu" or precision != "bf16")
+    return TrainStep(
+        model=_wrap(module, device, ranks),
+        module=module,
+        optimizer=build_optimizer(
+            module,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+        ),
+        averaged=AveragedWeights(module, config.train.ema_decay) if config.train.ema_decay else None,
+        objective=Objective(
+            loss=config.loss,
+            mean=image.mean,
+            std=image.std,
+            eot_id=tokenizer.eot_id,
+            captions=module.captioner is not None,
+        ),
+        optim=optim,
+        num_steps=num_steps,
+        precision=precision,
+        seed=config.train.seed,
+        device=device,
+    )
+
+
+def _wrap(module: VisionLanguageModule, device: torch.device, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _refuse_batch_norm(module: nn.Module, ranks: Ranks) -> None:
+    """Statistics of one rank's rows would make the result depend on the number of ranks."""
+    norms = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms and ranks.world_size > 1:
+        raise ConfigError(
+            f"model.image.name: this backbone has batch norm ({norms[0]}), which would make the "
+            "gradient depend on the number of ranks; train on one rank or use a Vision Transformer"
+        )
+
+
+def run_folder(config: Config) -> Path:
+    """Where the run lives."""
+    return Path(config.run.dir)

@@ -1,0 +1,128 @@
+"""One optimiser step: forward, backward, clip, update; skipped on all ranks where it is not finite."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vlm.config.schema import OptimConfig
+from vlm.data.loader import Batch
+from vlm.heads.model import VisionLanguageModule
+from vlm.optim import AveragedWeights, lr_at, set_lr
+from vlm.runtime import distributed
+from vlm.runtime.device import Precision, arithmetic
+from vlm.runtime.seeding import seed_step
+from vlm.training.objective import Objective, Terms
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, in numbers that are equal on all ranks.
+
+    Attributes:
+        terms: Global loss and its terms.
+        grad_norm: Before clipping.
+        skipped: The loss or a gradient was not finite; no weight changed.
+        lr: Used by this step.
+        logit_scale: After it.
+        num_valid: Samples that counted.
+        num_duplicates: Matches beyond each sample's own.
+        padding_waste: Share of text positions that were padding after trimming.
+        bad: Samples that could not be used, by reason.
+    """
+
+    terms: dict[str, float]
+    grad_norm: float
+    skipped: bool
+    lr: float
+    logit_scale: float
+    num_valid: int
+    num_duplicates: int
+    padding_waste: float
+    bad: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Everything a step touches.
+
+    Args:
+        model: `module`, or what wraps it (DDP).
+        module: The bare model.
+        optimizer: Over the module's parameters.
+        averaged: Moving average, or None.
+        objective: Batch to loss.
+        optim: Settings of the schedule and of clipping.
+        num_steps: Of the whole run.
+        precision: Of the forward pass.
+        seed: Of the run.
+        device: Where the batch goes.
+    """
+
+    model: nn.Module
+    module: VisionLanguageModule
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedWeights | None
+    objective: Objective
+    optim: OptimConfig
+    num_steps: int
+    precision: Precision
+    seed: int
+    device: torch.device
+
+    def __call__(self, step: int, batch: Batch) -> StepResult:
+        """Take step number `step` (0-based) on this rank's part of its global batch."""
+        seed_step(self.seed, step, distributed.rank())
+        lr = self._lr(step)
+        set_lr(self.optimizer, lr)
+        batch = batch.to(self.device)
+        with arithmetic(self.precision, self.device):
+            terms = self.objective(self.model, batch)
+        # DDP averages gradients over ranks; the loss is a sum over ranks
+        (terms.loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        grad_norm = self._clip()
+        values = _reduce(terms, grad_norm)
+        skipped = not values["finite"] or values["num_valid"] < 2
+        if not skipped:
+            self._update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(
+            terms={name: v for name, v in values.items() if name.startswith("loss")},
+            grad_norm=float(grad_norm),
+            skipped=skipped,
+            lr=lr,
+            logit_scale=float(self.module.encoders.scale().detach()),
+            num_valid=int(values["num_valid"]),
+            num_duplicates=int(values["num_duplicates"]),
+            padding_waste=values["num_padding"] / values["num_tokens"],
+            bad=distributed.sum_counts(batch.bad) if values["num_bad"] else {},
+        )
+
+    def _lr(self, step: int) -> float:
+        return lr_at(
+            step,
+            lr=self.optim.lr,
+            steps=self.num_steps,
+            warmup_steps=self.optim.warmup_steps,
+            min_lr_fraction=self.optim.min_lr_fraction,
+        )
+
+    def _clip(self) -> Tensor:
+        limit = self.optim.clip_grad_norm or float("inf")
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
+
+    def _update(self) -> None:
+        self.optimizer.step()
+        self.module.encoders.clamp_()
+        if self.averaged is not None:
+            self.averaged.update(self.module.named_parameters())
+
+
+def _reduce(terms: Terms, grad_norm: Tensor) -> dict[str, float]:
+    """All shares summed over ranks in one collective; "finite" holds only if it does everywhere."""
+    bad = ~(torch.isfinite(terms.loss) & torch.isfinite(grad_norm))
+    shares = {**terms.shares, "num_bad_ranks": bad.float()}
+    stacked = torch.stack([share.float() for share in shares.values()])
+    values = dict(zip(shares, distributed.all_reduce_sum(stacked).tolist(), strict=True))
+    values["finite"] = float(values.pop("num_bad_ranks") == 0)
+    return values
