@@ -1,4 +1,4 @@
-"""What all tests share: the torchvision guard, and what happens where a system package is missing."""
+"""What all tests share: the torchvision guard, and what a missing system package means."""
 
 import shutil
 

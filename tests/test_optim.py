@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.optim import AveragedWeights, build_optimizer, decays, lr_at
+from vlm.optim import AveragedWeights, build_optimizers, decays, lr_at
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,23 @@ def test_decay_is_for_matrices_only(name, shape, expected):
     assert decays(name, torch.zeros(shape)) is expected
 
 
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-6}
+
+
+def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest():
+    model = nn.ModuleDict(
+        {"text": nn.ModuleDict({"blocks": nn.Linear(3, 4), "end": nn.Linear(4, 2)})}
+    )
+    adamw, muon = build_optimizers(model, name="muon", **SETTINGS)
+    (group,) = muon.param_groups
+    assert group["params"] == [model["text"]["blocks"].weight]
+    others = [p for g in adamw.param_groups for p in g["params"]]
+    assert len(others) + 1 == len(list(model.parameters()))
+
+
 def test_every_parameter_is_in_one_group():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    optimizer = build_optimizer(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    (optimizer,) = build_optimizers(model, name="adamw", **SETTINGS)
     decayed, rest = optimizer.param_groups
     assert [p.ndim for p in decayed["params"]] == [2]
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))

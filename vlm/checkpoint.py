@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: safetensors and JSON, written aside, synced, renamed, verified.
+"""Checkpoints, whole or absent: safetensors and JSON, written aside, renamed, verified.
 
 `step-00000100/` holds one safetensors file a group (model, optimizer, ema), `state.json`, and
 `manifest.json` with the size and sha256 of each, written last. A kill at any instant leaves the old
@@ -98,7 +98,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file's size and sha256 are as the manifest says."""
+    """What is wrong with a checkpoint; None if all sizes and hashes are the manifest's."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         files: dict[str, dict[str, Any]] = manifest["files"]

@@ -1,10 +1,10 @@
-"""What can go wrong for a user, each kind with its exit code; the command line prints one line per problem."""
+"""What can go wrong for a user, each kind with its exit code."""
 
 from collections.abc import Sequence
 
 
 class VlmError(Exception):
-    """A problem the user can act on: every line names the thing, the value, the rule and the way out.
+    """A problem a user can act on: a line names the thing, the value, the rule, the way out.
 
     Args:
         problems: One line, or all the lines of one input that has several problems.
@@ -59,7 +59,7 @@ class DiskError(VlmError):
     exit_code = 74
 
 
-class Preempted(VlmError):  # noqa: N818  # it is an outcome, not an error
+class Preempted(VlmError):  # it is an outcome, not an error
     """The run was asked to stop; its state is saved."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""`VisionLanguageModel`: encoders, preprocessing, tokenizer and heads together; what a user holds."""
+"""`VisionLanguageModel`: encoders, preprocessing, tokenizer and heads; what a user holds."""
 
 import itertools
 import json
@@ -86,7 +86,7 @@ class VisionLanguageModel:
     def encode_text(
         self, tokens: Int[Tensor, "B L"], normalize: bool = False
     ) -> Float[Tensor, "B D"]:
-        """open_clip's own meaning: tokens in, features out; padding is trimmed, which changes nothing."""
+        """open_clip's own meaning: tokens in, features out; trimming padding changes nothing."""
         tokens = trim(tokens, self.tokenizer.eot_id).to(self.device)
         return self.model.encoders.encode_text(tokens, normalize=normalize)
 
@@ -102,8 +102,8 @@ class VisionLanguageModel:
         """L2-normalised fp32 features on the CPU, one row a picture.
 
         Args:
-            images: Paths, encoded bytes, PIL images, uint8 arrays [H, W, 3] or tensors [3, H, W]; one
-                or any iterable of them.
+            images: Paths, encoded bytes, PIL images, uint8 arrays [H, W, 3] or tensors
+                [3, H, W]; one or any iterable of them.
             batch_size: Pictures at a time.
         """
         return self._by_batch(images, batch_size, lambda p: self.encode_pixels(p).float().cpu())
@@ -180,7 +180,7 @@ class VisionLanguageModel:
         captioner = self.model.captioner
         if captioner is None:
             raise ConfigError(
-                "this model has no captioner; train one with model.captioner.width=... in the config"
+                "this model has no captioner; train one with a model.captioner in the config"
             )
         start = self.tokenizer.encode(prompt or "")[:-1]  # without the end-of-text token
         prefix = torch.tensor([start] * len(images), device=self.device)
@@ -221,14 +221,17 @@ class VisionLanguageModel:
         return torch.stack([self.transform(_open(picture)) for picture in pictures])
 
     def _by_batch(
-        self, images: Picture | Iterable[Picture], batch_size: int, encode: Callable[[Tensor], Tensor]
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int,
+        encode: Callable[[Tensor], Tensor],
     ) -> Tensor:
         rows = [encode(self._pixels(chunk)) for chunk in _chunks(_each(images), batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
 
 
 def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """Several pictures, also where one is given; arrays and tensors are several with 4 dimensions."""
+    """Several pictures, also where one is given; 4-dimensional arrays are several."""
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
     return [images] if isinstance(images, str | Path | bytes | Image.Image) else images

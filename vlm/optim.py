@@ -1,7 +1,8 @@
-"""AdamW with decay groups by rule, the learning-rate schedule, and averaged weights."""
+"""AdamW and Muon with groups by rule, the learning-rate schedule, and averaged weights."""
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +13,47 @@ _NO_DECAY = ("positional_embedding", "pos_embed", "cls_token", "reg_token", "que
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices, kernels and token embeddings.
 
-    Not to gains, biases, the temperature, and what is added to tokens (CLIP, 2103.00020, section 2.5:
-    "all weights that are not gains or biases").
+    Not to gains, biases, the temperature, and what is added to tokens (CLIP, 2103.00020, section
+    2.5: "all weights that are not gains or biases").
     """
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _NO_DECAY
 
 
-def build_optimizer(
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes it: a matrix inside a Transformer block, no embedding or projection."""
+    return parameter.ndim == 2 and ".blocks." in name
+
+
+def build_optimizers(
     model: nn.Module,
     *,
+    name: Literal["adamw", "muon"],
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
-) -> torch.optim.AdamW:
-    """Fused AdamW over two groups: decayed and not."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+) -> list[torch.optim.Optimizer]:
+    """Fused AdamW over decayed and other parameters; with "muon", Muon over the hidden matrices.
+
+    Muon orthogonalises its momentum (Jordan et al. 2024) and is scaled to AdamW's update size, so
+    that one learning rate serves both (Liu et al., arXiv 2502.16982, section 2.2).
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    muon = [p for n, p in named if name == "muon" and is_hidden_matrix(n, p)]
+    named = [(n, p) for n, p in named if not (name == "muon" and is_hidden_matrix(n, p))]
     groups = [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
         {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    ]
+    if muon:
+        scale = "match_rms_adamw"
+        optimizers.append(
+            torch.optim.Muon(muon, lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale)
+        )
+    return optimizers
 
 
 def lr_at(step: int, *, lr: float, steps: int, warmup_steps: int, min_lr_fraction: float) -> float:
@@ -52,10 +73,11 @@ def lr_at(step: int, *, lr: float, steps: int, warmup_steps: int, min_lr_fractio
     return lr * (min_lr_fraction + (1 - min_lr_fraction) * cosine)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
     """Give every group this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
 
 class AveragedWeights:

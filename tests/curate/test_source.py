@@ -1,9 +1,9 @@
 """DATA means the same everywhere: shards, a folder or a table, packed once."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +111,16 @@ def test_what_a_killed_pack_left_behind_is_removed(tmp_path: Path, table: Path) 
     assert packs(tmp_path) == [folder]
 
 
-def _open(data: str, cache: Path, results: Any) -> None:
-    lines: list[str] = []
-    results.put((len(open_data(data, cache_dir=cache, log=lines.append)), len(lines)))
+def test_a_table_that_is_opened_several_times_at_once_is_packed_once(
+    tmp_path: Path, table: Path
+) -> None:
+    def lines_of_opening(_: int) -> int:
+        lines: list[str] = []
+        assert len(open_data("photos.csv", log=lines.append)) == 3
+        return len(lines)
 
-
-def test_processes_that_open_one_table_at_once_pack_it_once(tmp_path: Path, table: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    arguments = ("photos.csv", tmp_path / "c", results)
-    children = [context.Process(target=_open, args=arguments) for _ in range(3)]
-    for child in children:
-        child.start()
-    found = sorted(results.get() for _ in children)
-    for child in children:
-        child.join()
-    assert found == [(3, 1), (3, 1), (3, 2)]
+    with ThreadPoolExecutor(4) as pool:  # the lock is a file's, so threads exclude each other too
+        assert sorted(pool.map(lines_of_opening, range(4))) == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

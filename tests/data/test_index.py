@@ -431,6 +431,12 @@ def test_patterns_name_shards(folder: Path, pattern: str | list[str], names: lis
     assert [path.name for path in expand(pattern)] == names
 
 
+def test_one_shard_named_in_several_ways_is_read_once(folder: Path) -> None:
+    Path("link").symlink_to("data")
+    names = ["data/val.tar", str(folder / "data/val.tar"), "link/v*.tar", "data/../data/val.tar"]
+    assert len(expand(names)) == 1
+
+
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [

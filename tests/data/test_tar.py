@@ -266,6 +266,15 @@ def test_no_field_is_paired_across_a_damage(tmp_path: Path) -> None:
     ]
 
 
+def test_equal_keys_on_both_sides_of_a_damage_are_not_one_sample(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", [("a.jpg", b"A"), ("b.jpg", b"B"), ("a.txt", b"of another")])
+    path.write_bytes(flip(bytearray(path.read_bytes()), 1024))
+    found, problems = read(path)
+    assert found == {}
+    reasons = [problem.reason for problem in problems]
+    assert reasons == ["shard.header", "sample.damaged", "sample.damaged"]
+
+
 def test_damaged_headers_at_random_never_pair_fields_of_two_samples(healthy: Path) -> None:
     content = healthy.read_bytes()
     headers = [item.offset - 512 for item in scanned(healthy) if isinstance(item, Member)]

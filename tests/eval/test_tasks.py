@@ -146,6 +146,8 @@ def test_retrieval_details_show_queries_and_hits(source):
     assert query["query"] == "a red square"
     assert query["right"] == ["0-red", "1-red"]
     assert len(query["hits"]) == 10
+    right = {hit["target"] for hit in query["hits"] if hit["right"]}
+    assert right == {"0-red", "1-red"} & {hit["target"] for hit in query["hits"]}
     assert query["rank"] >= 1
     assert details["image_to_text"][0]["query"] == "0-red"
 

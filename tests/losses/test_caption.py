@@ -6,7 +6,9 @@ SOT, EOT, PAD = 1, 2, 0
 
 
 def test_targets_end_with_the_end_of_text_and_leave_padding_and_bad_samples_out():
-    tokens = torch.tensor([[SOT, 5, 6, EOT, PAD], [SOT, EOT, PAD, PAD, PAD], [SOT, 7, EOT, PAD, PAD]])
+    tokens = torch.tensor(
+        [[SOT, 5, 6, EOT, PAD], [SOT, EOT, PAD, PAD, PAD], [SOT, 7, EOT, PAD, PAD]]
+    )
     inputs, targets, mask = caption_targets(tokens, EOT, torch.tensor([True, True, False]))
     assert inputs.shape == targets.shape == (3, 4)
     assert targets[mask].tolist() == [5, 6, EOT, EOT]

@@ -25,6 +25,7 @@ def encoded(colour):
 
 @pytest.fixture(scope="session")
 def model():
+    torch.set_num_threads(1)  # on tensors this small, threads only wait for one another
     torch.manual_seed(0)
     config = ModelConfig(
         embed_dim=16,

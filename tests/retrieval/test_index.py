@@ -11,6 +11,7 @@ from vlm.data.index import open_shards
 from vlm.errors import ConfigError, DataError
 from vlm.retrieval import build
 from vlm.retrieval.index import Index
+from vlm.retrieval.manifest import Manifest, exclusive
 
 
 @pytest.fixture(scope="session")
@@ -157,9 +158,21 @@ def test_what_was_written_is_never_edited(shards, folder):
     index.verify()
 
 
-def test_two_writers_do_not_mix(folder):
-    from vlm.retrieval.manifest import exclusive
+def test_a_writer_that_dies_before_its_commit_changes_nothing(shards, folder, monkeypatch):
+    index = Index.open(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index.add(halves(shards)[0], log=lambda _: None)
+        with pytest.raises(ZeroDivisionError):
+            index.delete(["0-red"])
+    assert len(Index.open(folder)) == 12
+    assert index.add(halves(shards)[0], log=lambda _: None) == 6  # beside what was left behind
+    assert index.delete(["0-red"]) == 2
+    assert len(Index.open(folder)) == 16
 
+
+def test_two_writers_do_not_mix(folder):
     with exclusive(folder), pytest.raises(ConfigError, match="another process"):
         Index.open(folder).delete(["0-red"])
 

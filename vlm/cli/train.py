@@ -1,4 +1,4 @@
-"""`vlm train`: train a model as a config says; under torchrun the same command runs on many processes."""
+"""`vlm train`: train a model as a config says, on one process or under torchrun."""
 
 import argparse
 

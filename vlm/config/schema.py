@@ -20,7 +20,9 @@ class AugmentConfig:
     """What a training picture goes through; the random numbers come from (seed, epoch, sample)."""
 
     min_scale: Annotated[float, Field(gt=0, le=1)] = 0.9  # smallest share of the area a crop keeps
-    max_aspect: Annotated[float, Field(ge=1)] = 4 / 3  # crops are between 1 / max_aspect and max_aspect
+    max_aspect: Annotated[float, Field(ge=1)] = (
+        4 / 3
+    )  # crops are between 1 / max_aspect and max_aspect
     horizontal_flip: Fraction = 0.0  # probability; left and right matter to captions
     color_jitter: Fraction = 0.0  # brightness, contrast, saturation: factors within 1 +- this
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest turn to either side
@@ -29,7 +31,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Where samples come from. DATA is a shard pattern, an image folder, or a CSV/TSV/JSONL/Parquet table."""
+    """Where samples come from. DATA is a shard pattern, an image folder, or a table."""
 
     train: str | None = None  # DATA; required to train
     image_column: str | None = None  # of a table; guessed and printed when absent
@@ -95,13 +97,16 @@ class LossConfig:
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"  # equal captions in a batch
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
-    caption_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a batch that is captioned
+    caption_fraction: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # share of a batch that is captioned
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimConfig:
-    """AdamW, warm-up and cosine decay."""
+    """AdamW or Muon, warm-up and cosine decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside blocks; the rest AdamW
     lr: Positive = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -119,7 +124,9 @@ class TrainConfig:
     steps: Count | None = None  # give steps or epochs
     epochs: Positive | None = None
     global_batch_size: Annotated[int, Field(ge=2)] = 1024  # samples a step, over all ranks
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = (
+        "auto"  # auto: bf16 where the hardware has it
+    )
     device: str = "auto"  # auto | cpu | cuda | mps
     seed: CountOrZero = 0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaged weights

@@ -162,7 +162,7 @@ def _reason(data: bytes) -> str:
         ends = b"IEND" in tail
     elif data.startswith(b"GIF8"):
         ends = b";" in tail
-    elif data.startswith(b"RIFF") and data[8:12] in b"WEBP":
+    elif data.startswith(b"RIFF") and b"WEBP".startswith(data[8:12]):
         ends = len(data) >= 8 + int.from_bytes(data[4:8], "little")
     else:
         return "image.format"

@@ -90,9 +90,8 @@ def scan(descriptor: int, *, name: str) -> Iterator[Member | Problem]:
         yield Problem("shard.empty", 0, "the file has no bytes")
         return
     position = 0
-    said: (
-        dict[str, str] | None
-    ) = {}  # by pax and GNU headers about the next member; None: refuse it
+    # what pax and GNU headers say about the next member; None: it is refused
+    said: dict[str, str] | None = {}
     while position < end:
         try:
             header = _header_at(descriptor, position, said or {}, end)

@@ -1,4 +1,4 @@
-"""The captioning head: a Transformer decoder that reads the image encoder's tokens, and greedy decoding."""
+"""The captioning head: a decoder that reads the image encoder's tokens, greedily."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,9 @@ from vlm.models.transformer import Block, init_blocks
 
 
 class Captioner(nn.Module):
-    """Next-token logits of a caption, given a picture's tokens (the multimodal decoder of CoCa, 2205.01917).
+    """Next-token logits of a caption, given a picture's tokens.
+
+    The multimodal decoder of CoCa (arXiv 2205.01917, section 3.2), here without a unimodal half.
 
     Args:
         vocab_size: V; input and output embeddings are one matrix.
@@ -50,7 +52,8 @@ class Captioner(nn.Module):
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, context)
-        return self.norm(x) @ self.token_embedding.weight.T
+        logits: Tensor = self.norm(x) @ self.token_embedding.weight.T
+        return logits
 
 
 @torch.inference_mode()

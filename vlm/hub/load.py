@@ -32,11 +32,11 @@ def load(spec: str | Path, device: str = "auto") -> VisionLanguageModel:
     folder = find_model_folder(Path(spec))
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder}: a model folder needs {', '.join(missing)}")
+        raise CheckpointError(
+            f"{folder}: {', '.join(missing)} is missing; a model folder needs {', '.join(FILES)}"
+        )
     config = _read_config(folder / "config.json")
-    tokenizer = load_tokenizer(
-        folder / "tokenizer.json", context_length=config.text.context_length
-    )
+    tokenizer = load_tokenizer(folder / "tokenizer.json", context_length=config.text.context_length)
     model = build_model(config, tokenizer)
     _load_weights(model, folder / "model.safetensors")
     return VisionLanguageModel(model, config, tokenizer, choose_device(device))

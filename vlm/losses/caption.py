@@ -1,4 +1,4 @@
-"""Next-token cross-entropy of captions, summed over real tokens (CoCa, arXiv 2205.01917, equation 2)."""
+"""Next-token cross-entropy of captions (CoCa, arXiv 2205.01917, equation 2)."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def caption_targets(
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Decoder inputs, their targets one position on, and which targets count (T = L - 1).
 
-    The end-of-text token is a target, and nothing after it; samples that are not valid count nowhere.
+    The end-of-text token is a target, nothing after it is, and no token of an invalid sample.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     ended = torch.cumsum((inputs == eot_id).int(), dim=1) > 0

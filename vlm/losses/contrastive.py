@@ -1,4 +1,7 @@
-"""Symmetric InfoNCE in which equal captions are positives (CLIP, arXiv 2103.00020, figure 3; SupCon, 2004.11362)."""
+"""Symmetric InfoNCE in which equal captions are positives.
+
+CLIP (arXiv 2103.00020, figure 3), with several positives a row (SupCon, 2004.11362, equation 2).
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -48,8 +51,9 @@ def info_nce(
     """This rank's share of the global batch's loss; the sum over ranks is the loss.
 
     With m_ij the matches and t_ij = m_ij / sum_j m_ij,
-    L = 1/2 sum over both directions of 1/n_valid sum_i valid_i (logsumexp_j s_ij - sum_j t_ij s_ij),
-    columns limited to valid ones. Without duplicates it is the cross-entropy of CLIP.
+    L = 1/2 sum over both directions of
+    1/n_valid sum_i valid_i (logsumexp_j s_ij - sum_j t_ij s_ij), columns limited to valid ones.
+    Without duplicates it is the cross-entropy of CLIP.
 
     Args:
         image_features: This rank's rows, L2-normalised, as the three others.

@@ -59,8 +59,10 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bring the temperature back within its bounds, after each update (not in the graph: a
-        clamped value has no gradient and would never come back)."""
+        """Bring the temperature back within its bounds, after each update.
+
+        Not in the graph: a clamped value has no gradient and would never come back.
+        """
         self.logit_scale.clamp_(0.0, math.log(self.max_logit_scale))
 
     def encode_image(

@@ -1,4 +1,4 @@
-"""The image encoder: any timm backbone, pooled and projected, with an optional convolutional stem."""
+"""The image encoder: any timm backbone, pooled and projected; optionally a convolutional stem."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ Pool = Literal["token", "avg", "map"]
 
 
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions in place of a ViT's patch embedding (Xiao et al., arXiv 2106.14881).
+    """Stride-2 3x3 convolutions in place of a patch embedding (Xiao et al., arXiv 2106.14881).
 
     A local bias that small models trained on few pictures need. timm calls it as it calls its own
     `PatchEmbed`: the patch size must be 2 to the number of convolutions.
@@ -71,7 +71,7 @@ class ConvStem(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to all tokens (SigLIP's MAP head, arXiv 2106.04560, without its MLP)."""
+    """A learned query attends to all tokens (MAP, arXiv 2106.04560, without its MLP)."""
 
     def __init__(self, width: int, num_heads: int = 8) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
         image_size: S.
         embed_dim: D.
         pool: "token" (the class token), "avg" (mean of patch tokens) or "map" (attention).
-        stem_channels: Not empty: a `ConvStem` instead of the patch embedding; Vision Transformers only.
+        stem_channels: If any, a `ConvStem` replaces the patch embedding of a Vision Transformer.
         patch_dropout: Share of patches left out in training (FLIP, arXiv 2212.00794).
         kwargs: For `timm.create_model`, such as `embed_dim`, `depth`, `patch_size`.
 
@@ -118,10 +118,11 @@ class ImageEncoder(nn.Module):
             settings["embed_layer"] = partial(ConvStem, channels=tuple(stem_channels))
         if patch_dropout:
             settings["patch_drop_rate"] = patch_dropout
-        self.trunk = _create_trunk(name, image_size, settings)
+        trunk: Any = _create_trunk(name, image_size, settings)
+        self.trunk = trunk
         self.image_size = image_size
-        self.width: int = self.trunk.num_features
-        self.num_prefix_tokens: int = getattr(self.trunk, "num_prefix_tokens", 0)
+        self.width: int = trunk.num_features
+        self.num_prefix_tokens: int = getattr(trunk, "num_prefix_tokens", 0)
         if pool == "token" and not self.num_prefix_tokens:
             raise ConfigError(f"model.image.pool: {name} has no class token; use avg or map")
         self.pool = pool
@@ -130,7 +131,7 @@ class ImageEncoder(nn.Module):
         nn.init.normal_(self.projection.weight, std=self.width**-0.5)
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Choose timm's fused or plain attention; see `vlm.models.transformer.attention` for which."""
+        """Choose timm's fused or plain attention, as `vlm.models.transformer.attention` does."""
         for module in self.trunk.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused

@@ -1,4 +1,4 @@
-"""The text encoder: a causal Transformer that pools at the end-of-text token (CLIP, arXiv 2103.00020, 2.4)."""
+"""The text encoder: a causal Transformer, pooled at the end-of-text token."""
 
 import torch
 from jaxtyping import Float, Int

@@ -1,4 +1,4 @@
-"""Pre-norm Transformer blocks with a fused QKV projection, shared by the text encoder and the captioner."""
+"""Pre-norm Transformer blocks with a fused QKV projection."""
 
 from typing import Literal
 
@@ -36,7 +36,8 @@ def attention(
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    mixed: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+    return mixed
 
 
 class SelfAttention(nn.Module):
@@ -98,7 +99,7 @@ class Mlp(nn.Sequential):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); with `context_width`, cross-attention between."""
+    """x + attention(norm(x)), x + mlp(norm(x)); with `context_width`, cross-attention between."""
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class Block(nn.Module):
 
 
 def init_blocks(blocks: nn.ModuleList, width: int) -> None:
-    """CLIP's initialisation (openai/CLIP, model.py): output layers shrink with depth, biases are 0."""
+    """CLIP's initialisation (openai/CLIP, model.py): output layers shrink with depth."""
     out_std = width**-0.5 * (2 * len(blocks)) ** -0.5
     for name, parameter in blocks.named_parameters():
         if name.endswith("bias"):

@@ -43,11 +43,13 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def arithmetic(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[None]:
+def arithmetic(
+    precision: Precision, device: torch.device
+) -> contextlib.AbstractContextManager[None]:
     """The autocast context of a forward pass; also sets the matrix precision of fp32 products."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if precision != "bf16":

@@ -1,4 +1,4 @@
-"""Ranks: starting them, agreeing, gathering features with their gradient. One process is rank 0 of 1."""
+"""Ranks: starting, agreeing, gathering with gradient. One process is rank 0 of 1."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
 
 
 def sum_counts(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by name, added up over ranks; names may differ. As JSON bytes: object collectives are pickle."""
+    """Counts by name, added up over ranks, as JSON: object collectives are pickle."""
     if world_size() == 1:
         return dict(counts)
     row = torch.zeros(4096, dtype=torch.uint8)
@@ -102,15 +102,17 @@ def all_gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    # torch 2.13 renames all_gather_into_tensor to all_gather_single
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, tensor.contiguous())
     return gathered
 
 
 def all_gather_with_gradient(features: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
-    """Rows of all ranks in rank order; each row's gradient is the sum of what all ranks' losses say."""
+    """Rows of all ranks in rank order; a row's gradient sums what all ranks' losses say."""
     if world_size() == 1:
         return features
-    gathered: Tensor = _AllGather.apply(features)
+    gathered: Tensor = _AllGather.apply(features)  # type: ignore[no-untyped-call]
     return gathered
 
 

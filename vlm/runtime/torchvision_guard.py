@@ -1,9 +1,9 @@
-"""Lets torchvision import beside a torch it was not built for, as a CPU torch beside PyPI's CUDA build.
+"""Lets torchvision import beside a torch that it was not built for.
 
-There its C++ library cannot load, and `import torchvision` dies with `operator torchvision::nms does
-not exist` (pytorch/vision#8985, #9077), and with it timm, open_clip and transformers. Declaring the
-missing operators' schemas is enough for all that this package uses; where torchvision's own operators
-load, nothing happens.
+PyPI's torchvision is a CUDA build. Beside a CPU torch its C++ library cannot load, and `import
+torchvision` dies with `operator torchvision::nms does not exist` (pytorch/vision#8985, #9077), and
+with it timm, open_clip and transformers. Declaring the missing operators' schemas is enough for all
+that this package uses; where torchvision's own operators load, nothing happens.
 """
 
 import importlib
@@ -40,5 +40,5 @@ def install() -> None:
 def _declare(name: str) -> None:
     """Declare one operator, once: asking for it twice means that declaring it did not help."""
     if not _library:
-        _library.append(torch.library.Library("torchvision", "FRAGMENT"))
-    _library[0].define(_SCHEMAS.pop(name))
+        _library.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]
+    _library[0].define(_SCHEMAS.pop(name))  # type: ignore[no-untyped-call]

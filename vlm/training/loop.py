@@ -119,7 +119,9 @@ def _finish(parts: Parts, folder: Path, ranks: distributed.Ranks) -> Run:
 
 
 def _refuse_overwriting(folder: Path, resume: str) -> None:
-    if resume == "never" and (list_checkpoints(folder / "checkpoints") or (folder / "model").exists()):
+    if resume == "never" and (
+        list_checkpoints(folder / "checkpoints") or (folder / "model").exists()
+    ):
         raise ConfigError(
             f"{folder} holds a run already; continue it with --resume auto, "
             "or start another with run.dir=FOLDER"

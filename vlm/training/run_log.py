@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live bar on a terminal, plain lines otherwise, and metrics.jsonl always."""
+"""What a run says while it goes: a bar or plain lines, and metrics.jsonl always."""
 
 import json
 import math
@@ -113,7 +113,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _drop_later_lines(path: Path, start_step: int) -> float:
-    """Keep lines up to `start_step`, so that each step stands once; returns the time spent on them."""
+    """Keep lines up to `start_step`, so that each step stands once; the time spent on them."""
     kept = [line for line in read_metrics(path) if line["step"] <= start_step]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return float(kept[-1]["time_s"]) if kept else 0.0

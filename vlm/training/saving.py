@@ -1,4 +1,4 @@
-"""A run's state as a checkpoint, and back: weights, optimiser, average, and the count of consumed steps."""
+"""A run's state as a checkpoint, and back."""
 
 import time
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Saver:
 
 
 def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
-    """Load the newest checkpoint that verifies into `parts`; its state, or None where there is none.
+    """Load the newest checkpoint that verifies into `parts`; its state, None without any.
 
     Raises:
         DataError: It was made with another data set.
@@ -87,21 +87,28 @@ def _groups(step: TrainStep) -> dict[str, dict[str, Tensor]]:
 
 
 def _optimizer_tensors(step: TrainStep) -> dict[str, Tensor]:
-    """AdamW's moments and counts as `NAME/exp_avg` and so on, by parameter name."""
+    """Moments and counts as `NAME/exp_avg` and so on, by parameter name."""
     tensors = {}
     for name, parameter in step.module.named_parameters():
-        for key, value in step.optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value
+        for optimizer in step.optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value
     return tensors
 
 
 def _restore_optimizer(step: TrainStep, tensors: dict[str, Tensor]) -> None:
+    """Put each tensor back where its optimiser keeps it, on the parameter's device."""
     parameters = dict(step.module.named_parameters())
+    owner = {
+        parameter: optimizer
+        for optimizer in step.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
-        # the step count stays where fused AdamW keeps it, on the parameter's device in fp32
-        step.optimizer.state[parameter][key] = value.to(parameter.device)
+        owner[parameter].state[parameter][key] = value.to(parameter.device)
 
 
 def _data_state(parts: Parts) -> dict[str, Any]:

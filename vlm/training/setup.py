@@ -1,4 +1,4 @@
-"""From settings to the parts of a run: data, order, tokenizer, model, step; the only reader of most settings."""
+"""From settings to the parts of a run: data, order, tokenizer, model, step."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ from vlm.data.order import SampleOrder
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
-from vlm.optim import AveragedWeights, build_optimizer
+from vlm.optim import AveragedWeights, build_optimizers
+from vlm.runtime import distributed
 from vlm.runtime.device import choose_device, choose_precision
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.seeding import derive
@@ -73,7 +74,9 @@ def open_training_data(config: Config) -> Dataset:
         DataError: It cannot be read, or it is smaller than one global batch.
     """
     if config.data.train is None:
-        raise ConfigError("data.train is not set; add data.train=DATA (shards, a folder or a table)")
+        raise ConfigError(
+            "data.train is not set; add data.train=DATA (shards, a folder or a table)"
+        )
     dataset = open_data(
         config.data.train,
         image_column=config.data.image_column,
@@ -108,6 +111,7 @@ def count_steps(config: Config, num_samples: int) -> int:
 def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
     device = choose_device(config.train.device, ranks.local_rank)
+    distributed.start(ranks, device)
     dataset = open_training_data(config)
     tokenizer = tokenizer_for(config, dataset)
     order = SampleOrder(
@@ -138,14 +142,17 @@ def _build_step(
     return TrainStep(
         model=_wrap(module, device, ranks),
         module=module,
-        optimizer=build_optimizer(
+        optimizers=build_optimizers(
             module,
+            name=optim.name,
             lr=optim.lr,
             weight_decay=optim.weight_decay,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
         ),
-        averaged=AveragedWeights(module, config.train.ema_decay) if config.train.ema_decay else None,
+        averaged=AveragedWeights(module, config.train.ema_decay)
+        if config.train.ema_decay
+        else None,
         objective=Objective(
             loss=config.loss,
             mean=image.mean,

@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, clip, update; skipped on all ranks where it is not finite."""
+"""One optimiser step; skipped on all ranks where the loss or a gradient is not finite."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class TrainStep:
     Args:
         model: `module`, or what wraps it (DDP).
         module: The bare model.
-        optimizer: Over the module's parameters.
+        optimizers: Over the module's parameters, each in one of them.
         averaged: Moving average, or None.
         objective: Batch to loss.
         optim: Settings of the schedule and of clipping.
@@ -61,7 +61,7 @@ class TrainStep:
 
     model: nn.Module
     module: VisionLanguageModule
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     averaged: AveragedWeights | None
     objective: Objective
     optim: OptimConfig
@@ -74,7 +74,7 @@ class TrainStep:
         """Take step number `step` (0-based) on this rank's part of its global batch."""
         seed_step(self.seed, step, distributed.rank())
         lr = self._lr(step)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizers, lr)
         batch = batch.to(self.device)
         with arithmetic(self.precision, self.device):
             terms = self.objective(self.model, batch)
@@ -85,7 +85,8 @@ class TrainStep:
         skipped = not values["finite"] or values["num_valid"] < 2
         if not skipped:
             self._update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         return StepResult(
             terms={name: v for name, v in values.items() if name.startswith("loss")},
             grad_norm=float(grad_norm),
@@ -112,7 +113,8 @@ class TrainStep:
         return torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
 
     def _update(self) -> None:
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.module.encoders.clamp_()
         if self.averaged is not None:
             self.averaged.update(self.module.named_parameters())

@@ -1,0 +1,249 @@
+"""Does it learn as well as open_clip? Same data order and wall time, each at its best lr.
+
+    python benchmarks/learning.py --seconds 90
+
+Ours is configs/emoji.yaml without its captioner. Theirs is an open_clip CLIP of the same widths
+and depths (native ViT towers, patch embedding, padded texts) with open_clip's own loss, decay
+groups and betas; it gets the same batches: same pictures, same augmentation, same tokens. Step
+times of both sides are measured interleaved, and each gets as many steps as fit into the wall time.
+The learning rate is the best of the same five on the validation splits (mean of both accuracies),
+then three seeds.
+"""
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.runtime import torchvision_guard
+
+torchvision_guard.install()
+
+import open_clip
+from open_clip.loss import ClipLoss
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+from vlm.config.load import load_config
+from vlm.config.schema import Config
+from vlm.curate.source import open_data
+from vlm.data.loader import Batch, evaluation_batches
+from vlm.data.transforms import EvalTransform, normalize
+from vlm.optim import lr_at, set_lr
+from vlm.runtime.device import arithmetic
+from vlm.runtime.distributed import Ranks
+from vlm.training.setup import Parts, build_parts
+
+LRS = (3e-4, 6e-4, 1e-3, 2e-3, 4e-3)
+SPLITS = ("val_artist", "val_concept")
+Encode = Callable[[Tensor], Tensor]
+Step = Callable[[int, Batch], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=90.0, help="wall time of one training run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning.json"))
+    args = parser.parse_args()
+    started = time.strftime("%Y-%m-%d %H:%M")
+    step_s = measure_steps()
+    num_steps = {side: int(args.seconds / step_s[side]) for side in SIDES}
+    print(f"step times {step_s}, steps {num_steps}", flush=True)
+    best, scores = {}, {}
+    for side in SIDES:
+        swept = {lr: run(side, lr, seed=0, num_steps=num_steps[side]) for lr in LRS}
+        best[side] = max(LRS, key=lambda lr: statistics.mean(swept[lr].values()))
+        rest = [
+            run(side, best[side], seed=s, num_steps=num_steps[side]) for s in range(1, args.seeds)
+        ]
+        scores[side] = [swept[best[side]], *rest]
+    medians = {
+        side: {split: statistics.median(s[split] for s in scores[side]) for split in SPLITS}
+        for side in SIDES
+    }
+    result = {
+        "benchmark": "learning",
+        "command": " ".join(sys.argv),
+        "started": started,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
+        "seconds": args.seconds,
+        "step_s": step_s,
+        "num_steps": num_steps,
+        "best_lr": best,
+        "acc1": scores,
+        "median_acc1": medians,
+        "ratio": {s: medians["ours"][s] / max(1e-9, medians["open_clip"][s]) for s in SPLITS},
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def settings(seed: int, lr: float, num_steps: int) -> Config:
+    config = load_config(
+        "configs/emoji.yaml",
+        [
+            "model.captioner=null",
+            "loss.caption_fraction=1.0",
+            f"optim.lr={lr}",
+            f"train.seed={seed}",
+        ],
+    )
+    return replace(config, train=replace(config.train, steps=num_steps))
+
+
+def measure_steps(rounds: int = 12) -> dict[str, float]:
+    """Median seconds a step, both sides interleaved on the same batches."""
+    parts = build_parts(settings(0, 1e-3, 1000), Ranks())
+    sides = {side: make(parts, 1e-3, 1000)[0] for side, make in SIDES.items()}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    with closing(parts.batches(0, Ranks())) as batches:
+        for number in range(rounds):
+            batch = next(batches)
+            for side, step in sides.items():
+                begun = time.perf_counter()
+                step(number, batch)
+                times[side].append(time.perf_counter() - begun)
+    return {side: statistics.median(values[2:]) for side, values in times.items()}
+
+
+def run(side: str, lr: float, *, seed: int, num_steps: int) -> dict[str, float]:
+    """Train one side; its accuracy on each validation split."""
+    parts = build_parts(settings(seed, lr, num_steps), Ranks())
+    step, finish = SIDES[side](parts, lr, num_steps)
+    begun = time.perf_counter()
+    with closing(parts.batches(0, Ranks())) as batches:
+        for number in range(num_steps):
+            step(number, next(batches))
+    seconds = time.perf_counter() - begun
+    encode_image, encode_text = finish()
+    scores = {split: accuracy(split, parts, encode_image, encode_text) for split in SPLITS}
+    print(f"{side} lr {lr:g} seed {seed}: {scores} in {seconds:.0f} s", flush=True)
+    return scores
+
+
+def ours(
+    parts: Parts, _lr: float, _num_steps: int
+) -> tuple[Step, Callable[[], tuple[Encode, Encode]]]:
+    def finish() -> tuple[Encode, Encode]:
+        step = parts.step
+        if step.averaged is not None:
+            step.module.load_state_dict({**step.module.state_dict(), **step.averaged.shadow})
+        encoders = step.module.eval().encoders
+        return encoders.encode_image, encoders.encode_text
+
+    def step(number: int, batch: Batch) -> None:
+        parts.step(number, batch)
+
+    return step, finish
+
+
+def theirs(
+    parts: Parts, lr: float, num_steps: int
+) -> tuple[Step, Callable[[], tuple[Encode, Encode]]]:
+    config = parts.config
+    image, text = config.model.image, config.model.text
+    torch.manual_seed(config.train.seed)
+    model = CLIP(
+        config.model.embed_dim,
+        CLIPVisionCfg(
+            image_size=image.image_size,
+            layers=int(image.kwargs["depth"]),
+            width=int(image.kwargs["embed_dim"]),
+            head_width=int(image.kwargs["embed_dim"]) // int(image.kwargs["num_heads"]),
+            patch_size=int(image.kwargs["patch_size"]),
+        ),
+        CLIPTextCfg(
+            context_length=text.context_length,
+            vocab_size=parts.tokenizer.vocab_size,
+            width=text.width,
+            heads=text.num_heads,
+            layers=text.depth,
+        ),
+    )
+    optimizer = torch.optim.AdamW(
+        open_clip_groups(model), lr=lr, betas=(0.9, 0.98), eps=1e-6, fused=True
+    )
+    loss, optim = ClipLoss(), config.optim
+
+    def step(number: int, batch: Batch) -> None:
+        model.train()
+        set_lr(
+            [optimizer],
+            lr_at(
+                number, lr=lr, steps=num_steps, warmup_steps=optim.warmup_steps, min_lr_fraction=0.0
+            ),
+        )
+        with arithmetic(parts.step.precision, parts.step.device):
+            features = model(
+                normalize(batch.images, image.mean, image.std), largest_at_end(batch.tokens)
+            )
+            total = loss(*features)
+        total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+
+    def largest_at_end(tokens: Tensor) -> Tensor:
+        """open_clip pools at the largest id: ids turn round, so that the end token is that."""
+        top = parts.tokenizer.vocab_size - 1
+        return torch.where(tokens == parts.tokenizer.eot_id, top, (tokens - 3) % top)
+
+    def finish() -> tuple[Encode, Encode]:
+        model.eval()
+        return model.encode_image, lambda tokens: model.encode_text(largest_at_end(tokens))
+
+    return step, finish
+
+
+def open_clip_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """open_clip_train/main.py's rule."""
+
+    def spared(name: str, parameter: Tensor) -> bool:
+        words = ("bn", "ln", "bias", "logit_scale")
+        return parameter.ndim < 2 or any(word in name for word in words)
+
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for n, p in named if spared(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if not spared(n, p)], "weight_decay": 0.2},
+    ]
+
+
+@torch.inference_mode()
+def accuracy(split: str, parts: Parts, encode_image: Encode, encode_text: Encode) -> float:
+    """Top-1 among the split's own labels, bare names as prompts."""
+    image = parts.config.model.image
+    rows, labels = [], []
+    for batch in validation(split, image.image_size):
+        rows.append(encode_image(normalize(batch.images, image.mean, image.std)).float())
+        labels += [meta["label"] for _, _, meta in batch.samples]
+    names = sorted(set(labels))
+    text = nn.functional.normalize(encode_text(parts.tokenizer(names)).float(), dim=-1)
+    picked = (torch.cat(rows) @ text.T).argmax(dim=1)
+    truth = torch.tensor([names.index(label) for label in labels])
+    return float((picked == truth).float().mean())
+
+
+def validation(split: str, size: int) -> Iterator[Any]:
+    dataset = open_data(f"datasets/emoji/{split}-*.tar", log=lambda _: None)
+    return evaluation_batches(dataset, transform=EvalTransform(size), batch_size=256)
+
+
+SIDES = {"ours": ours, "open_clip": theirs}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+import sys
+
+import pytest
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def test_two_ranks_have_the_losses_of_one(start, metrics, tmp_path):
+    """fp32, no dropout: the only difference is the order of sums."""
+    common = ("train.steps=20", "optim.clip_grad_norm=1.0")
+    launchers = {"one": (sys.executable, "-m", "vlm"), "two": (*TORCHRUN, "-m", "vlm")}
+    runs = {}
+    for name, launcher in launchers.items():
+        process = start(*common, f"run.dir={tmp_path}/{name}", launcher=launcher)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        runs[name] = metrics(tmp_path / name)
+    for one, two in zip(runs["one"], runs["two"], strict=True):
+        for term in ("loss/contrastive", "loss/caption", "grad_norm"):
+            assert two[term] == pytest.approx(one[term], rel=1e-5, abs=1e-5), (one["step"], term)

@@ -1,0 +1,94 @@
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import vlm
+from vlm.checkpoint import list_checkpoints, load_newest, verify
+from vlm.errors import CheckpointError, ConfigError, DataError
+
+
+def finished(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(run):
+    return {name: (run / "model" / name).read_bytes() for name in ("model.safetensors",)}
+
+
+def kill_at(process, run, step):
+    """SIGKILL the whole process group as soon as `step` stands in the metrics."""
+    deadline = time.monotonic() + 60
+    path = run / "metrics.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_resumes_to_the_same_bits(start, finished_run, metrics, tmp_path):
+    run = tmp_path / "killed"
+    for step in sorted(random.sample(range(5, 28), 2)):  # killed twice, at random steps
+        kill_at(start(f"run.dir={run}", "--resume", "auto"), run, step)
+        assert load_newest(run / "checkpoints") is not None
+    out = finished(start(f"run.dir={run}", "--resume", "auto"))
+    assert f"resuming {run} at step " in out
+    assert weights(run) == weights(finished_run)
+    newest = [load_newest(r / "checkpoints") for r in (run, finished_run)]
+    for group in ("model", "optimizer", "ema"):
+        for name, tensor in newest[0].groups[group].items():
+            assert tensor.equal(newest[1].groups[group][name]), (group, name)
+    assert [line["step"] for line in metrics(run)] == list(range(1, 31))
+    ours, theirs = ([line["loss"] for line in metrics(r)] for r in (run, finished_run))
+    assert ours == theirs
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(start, finished_run, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(finished_run, run)
+    shutil.rmtree(run / "model")
+    older, newest = list_checkpoints(run / "checkpoints")
+    (newest / "optimizer.safetensors").write_bytes(b"damage")
+    out = finished(start(f"run.dir={run}", "--resume", "auto"))
+    assert f"at step {int(older.name[5:])} of 30" in out
+    assert weights(run) == weights(finished_run)
+    assert verify(newest) is None
+
+
+def test_a_finished_run_is_not_overwritten(start, finished_run):
+    before = weights(finished_run)
+    process = start(f"run.dir={finished_run}")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == (
+        f"error: {finished_run} holds a run already; continue it with --resume auto, "
+        "or start another with run.dir=FOLDER\n"
+    )
+    assert weights(finished_run) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train.seed": 1}, ConfigError, "train.seed was 0, is 1; samples would repeat or be lost"),
+        ({"train.global_batch_size": 8}, ConfigError, "train.global_batch_size was 16, is 8; "),
+        ({"data.train": "val_concept-*.tar"}, DataError, "was made with another data set"),
+        ({"model.embed_dim": 8}, CheckpointError, "was saved by another model: "),
+    ],
+)
+def test_resuming_something_else_is_refused(config, finished_run, change, error, message):
+    if "data.train" in change:
+        emoji = Path(__file__).parents[2] / "datasets/emoji"
+        change = {"data.train": str(emoji / change["data.train"])}
+    with pytest.raises(error, match=message) as raised:
+        vlm.train(config, {"run.dir": str(finished_run), **change}, resume="auto")
+    assert len(raised.value.problems) == 1

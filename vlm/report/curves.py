@@ -1,0 +1,83 @@
+"""What metrics.jsonl holds, as small multiples over the steps."""
+
+import math
+from dataclasses import dataclass
+
+from vlm.report import chart
+from vlm.report.html import Html, element, join
+from vlm.report.inputs import Inputs, number
+from vlm.report.numbers import significant
+from vlm.report.sections import Section
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field of metrics.jsonl: what a reader calls it, and in what unit."""
+
+    name: str
+    title: str
+    unit: str
+    scale: float = 1.0
+    from_zero: bool = True
+
+
+_FIELDS = (
+    _Field("lr", "Learning rate", "lr"),
+    _Field("logit_scale", "Temperature", "logit scale, 1/τ", from_zero=False),
+    _Field("grad_norm", "Gradient norm", "L2 norm before clipping"),
+    _Field("samples_per_s", "Throughput", "samples/s"),
+    _Field("data_wait", "Waiting for data", "% of time", 100.0),
+    _Field("padding_waste", "Padding", "% of text positions", 100.0),
+)
+
+
+def curves(inputs: Inputs) -> Section:
+    """What metrics.jsonl holds, as small multiples."""
+    found = [_curve(inputs, field) for field in (*_loss_fields(inputs), *_FIELDS)]
+    figures = [_figure(curve) for curve in found if curve is not None]
+    if not figures:
+        command = element("code", f"vlm train {inputs.folder / 'config.yaml'} --resume auto")
+        return Section("Curves", None, join("nothing logged yet; ", command))
+    return Section("Curves", element("div", *figures, class_="curves"))
+
+
+def _loss_fields(inputs: Inputs) -> list[_Field]:
+    names = (
+        [name for name in inputs.metrics[-1] if name.startswith("loss")] if inputs.metrics else []
+    )
+    terms = [name for name in names if name != "loss"]
+    shown = names if len(terms) > 1 else names[:1]  # a single term is the loss itself
+    return [
+        _Field(name, _loss_title(name), "nats", from_zero=False)
+        for name in sorted(shown, key=lambda name: name != "loss")
+    ]
+
+
+def _loss_title(name: str) -> str:
+    return "Loss" if name == "loss" else f"Loss: {name.removeprefix('loss/')}"
+
+
+def _curve(inputs: Inputs, field: _Field) -> chart.Curve | None:
+    lines = [line for line in inputs.metrics if number(line, "step") is not None]
+    values = [number(line, field.name) for line in lines]
+    if all(value is None for value in values):
+        return None
+    scaled = [math.nan if value is None else field.scale * value for value in values]
+    reference = None
+    size = inputs.setting("train.global_batch_size")
+    if field.name == "loss/contrastive" and type(size) is int and size > 1:
+        reference = (math.log(size), f"ln {size:,}: guessing")
+    return chart.Curve(
+        title=field.title,
+        unit=field.unit,
+        points=chart.pool([float(line["step"]) for line in lines], scaled),
+        from_zero=field.from_zero,
+        reference=reference,
+    )
+
+
+def _figure(curve: chart.Curve) -> Html:
+    last = next(point.mean for point in reversed(curve.points) if not math.isnan(point.mean))
+    says = significant(last) + ("%" if curve.unit.startswith("%") else "")
+    caption = element("figcaption", element("span", curve.title), element("b", says))
+    return element("figure", caption, chart.draw(curve))
