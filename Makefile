@@ -15,9 +15,7 @@ BIN := .venv/bin
 
 demo: .venv/.installed  ## train on real pictures, measure, write runs/emoji/report.html
 	@start=$$(date +%s); \
-	$(BIN)/vlm train emoji --resume auto && \
-	$(BIN)/vlm eval runs/emoji configs/suites/emoji_demo.yaml --out runs/emoji/results.json && \
-	$(BIN)/vlm report runs/emoji && \
+	$(BIN)/vlm train emoji --resume auto eval.suite=configs/suites/emoji_demo.yaml && \
 	echo "demo took $$(( $$(date +%s) - start )) s; open runs/emoji/report.html"
 
 check: .venv/.installed  ## formatting, lint, types, layers
@@ -27,7 +25,7 @@ check: .venv/.installed  ## formatting, lint, types, layers
 	$(BIN)/lint-imports
 
 test: .venv/.installed check  ## everything that must hold
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile tests notebooks --nbmake
 
 test-long: .venv/.installed
 	$(BIN)/pytest -q -m long

@@ -8,6 +8,7 @@ import torch
 from vlm.runtime import torchvision_guard
 
 torchvision_guard.install()
+torch.set_num_threads(1)  # tests are small, and run side by side
 
 
 def pytest_addoption(parser):

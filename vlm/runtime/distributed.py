@@ -1,9 +1,10 @@
 """Ranks: starting, agreeing, gathering with gradient. One process is rank 0 of 1."""
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -67,6 +68,16 @@ def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes first: what it writes once (a cache, an index) is there for the others."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -82,6 +81,7 @@ def open_training_data(config: Config) -> Dataset:
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
         require_captions=True,
+        log=print if distributed.rank() == 0 else lambda _: None,
     )
     return dataset.split(config.data.val_fraction)[0] if config.data.val_fraction else dataset
 
@@ -112,7 +112,8 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
     device = choose_device(config.train.device, ranks.local_rank)
     distributed.start(ranks, device)
-    dataset = open_training_data(config)
+    with distributed.main_first():
+        dataset = open_training_data(config)
     tokenizer = tokenizer_for(config, dataset)
     order = SampleOrder(
         dataset.shard_sizes,
@@ -186,8 +187,3 @@ def _refuse_batch_norm(module: nn.Module, ranks: Ranks) -> None:
             f"model.image.name: this backbone has batch norm ({norms[0]}), which would make the "
             "gradient depend on the number of ranks; train on one rank or use a Vision Transformer"
         )
-
-
-def run_folder(config: Config) -> Path:
-    """Where the run lives."""
-    return Path(config.run.dir)

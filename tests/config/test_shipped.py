@@ -1,0 +1,22 @@
+import pytest
+
+from vlm.config.find import shipped_configs
+from vlm.config.load import load_config
+
+
+@pytest.mark.parametrize("name", ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "tiny", "emoji"])
+def test_a_shipped_config_loads_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name in shipped_configs()
+    config = load_config(name)
+    assert (config.train.steps is None) != (config.train.epochs is None)
+
+
+def test_every_shipped_config_is_tested():
+    assert set(shipped_configs()) == {
+        "clip_vit_b32",
+        "clip_vit_b16",
+        "clip_vit_l14",
+        "tiny",
+        "emoji",
+    }
