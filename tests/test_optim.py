@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from vlm.optim import AveragedWeights, build_optimizers, decays, lr_at
+from vlm.optim import (
+    AveragedWeights,
+    Muon,
+    build_optimizers,
+    decays,
+    lr_at,
+    orthogonalize,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +74,28 @@ def test_average_is_warmed_up_and_then_decays():
     before = averaged.shadow["weight"].item()
     averaged.update([("weight", torch.zeros(1, 1))])
     assert averaged.shadow["weight"].item() == pytest.approx(before / 2)  # decay 0.5
+
+
+def test_muon_is_torchs_muon_one_stack_at_a_time():
+    shapes = [(6, 4), (4, 6), (6, 4), (5, 5)]
+    ours, theirs = ([nn.Parameter(torch.randn(s)) for s in shapes] for _ in range(2))
+    for a, b in zip(ours, theirs, strict=True):
+        b.data.copy_(a.data)
+    settings = {"lr": 0.02, "weight_decay": 0.1}
+    optimizers = [
+        Muon(ours, **settings),
+        torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn_like(a)
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):  # bf16 products, summed in another order
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    for shape in ((2, 8, 5), (2, 5, 8)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        assert 0.6 < values.min() < values.max() < 1.3

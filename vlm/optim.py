@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 _NO_DECAY = ("positional_embedding", "pos_embed", "cls_token", "reg_token", "query")
@@ -35,8 +36,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Fused AdamW over decayed and other parameters; with "muon", Muon over the hidden matrices.
 
-    Muon orthogonalises its momentum (Jordan et al. 2024) and is scaled to AdamW's update size, so
-    that one learning rate serves both (Liu et al., arXiv 2502.16982, section 2.2).
+    Muon's updates have AdamW's size, so one learning rate serves both.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     muon = [p for n, p in named if name == "muon" and is_hidden_matrix(n, p)]
@@ -49,11 +49,70 @@ def build_optimizers(
         torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
     ]
     if muon:
-        scale = "match_rms_adamw"
-        optimizers.append(
-            torch.optim.Muon(muon, lr=lr, weight_decay=weight_decay, adjust_lr_fn=scale)
-        )
+        optimizers.append(Muon(muon, lr=lr, weight_decay=weight_decay))
     return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), at the size of AdamW's updates (2502.16982).
+
+    `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`, with equal shapes stacked: a matrix at
+    a time, the 38 small matrices of the quickstart took 136 of a step's 437 ms.
+
+    Args:
+        params: Matrices.
+        lr: As for AdamW.
+        weight_decay: Decoupled.
+        momentum: Nesterov's.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for parameters in by_shape.values():
+                self._update(parameters, **{k: v for k, v in group.items() if k != "params"})
+
+    def _update(
+        self, parameters: list[Tensor], *, lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        """One update of matrices of one shape."""
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, momentum)
+        updates = orthogonalize(torch.stack(ahead)).to(parameters[0].dtype).unbind()
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        size = 0.2 * math.sqrt(max(parameters[0].shape))
+        torch._foreach_add_(parameters, updates, alpha=-lr * size)
+
+
+def orthogonalize(matrices: Float[Tensor, "K M N"], steps: int = 5) -> Float[Tensor, "K M N"]:
+    """U V^T of each matrix U S V^T, roughly: singular values come out between 0.7 and 1.2, in bf16.
+
+    Newton-Schulz iteration with the coefficients of Jordan et al. 2024, which trade exactness for
+    steep convergence.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # so that no singular value is > 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def lr_at(step: int, *, lr: float, steps: int, warmup_steps: int, min_lr_fraction: float) -> float:
