@@ -36,7 +36,7 @@ def times_chance(name: str) -> Callable[[dict[str, Any]], float]:
     return lambda result: result["median"][name] / result["chance"][name]
 
 
-DEMO, LEARNING, HOUSE = "benchmarks/demo.py", "benchmarks/learning.py", "benchmarks/house.sh"
+DEMO, LEARNING, HOUSE = "benchmarks/demo.py", "benchmarks/learning.py", "benchmarks/house.py"
 T2I = "retrieval/val_artist/text_to_image_recall@10"
 ROWS = [
     Row(
