@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from vlm.config.schema import ImageConfig, ModelConfig, TextConfig
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 from vlm.heads.model import build_model
 from vlm.inference import VisionLanguageModel
 from vlm.tokenizer import train_bpe
@@ -105,3 +105,12 @@ def test_what_is_no_picture_is_refused(model, image, message):
 def test_without_a_captioner_captioning_says_so(model, picture):
     with pytest.raises(ConfigError, match="this model has no captioner"):
         model.caption(picture)
+
+
+def test_a_broken_picture_is_named(model, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"nope")
+    with pytest.raises(DataError) as error:
+        model.embed_images([tmp_path / "broken.jpg"])
+    assert str(error.value) == (
+        f"{tmp_path}/broken.jpg: no readable picture: image.format: not a picture of a known format"
+    )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vlm.checkpoint import sync_folder, write_synced
 from vlm.config.schema import ModelConfig
+from vlm.data.index import BadSample
 from vlm.data.transforms import EvalTransform, normalize
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 from vlm.heads.captioner import greedy
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
@@ -218,7 +219,14 @@ class VisionLanguageModel:
         return normalize(images.to(self.device), self.preprocess.mean, self.preprocess.std)
 
     def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        return torch.stack([self.transform(_open(picture)) for picture in pictures])
+        return torch.stack([self._pixel(picture) for picture in pictures])
+
+    def _pixel(self, picture: Picture) -> Tensor:
+        try:
+            return self.transform(_open(picture))
+        except BadSample as error:
+            name = picture if isinstance(picture, str | Path) else f"a {type(picture).__name__}"
+            raise DataError(f"{name}: no readable picture: {error}") from error
 
     def _by_batch(
         self,

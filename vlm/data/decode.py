@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlm.data.index import BadSample
 
@@ -143,6 +143,8 @@ def _bad_samples(data: bytes) -> Iterator[None]:
         yield
     except BadSample:
         raise
+    except UnidentifiedImageError as error:  # its own text is the address of a buffer
+        raise BadSample(_reason(data), "not a picture of a known format") from error
     except Image.DecompressionBombError as error:
         raise BadSample("image.too_large", str(error)) from error
     except (
