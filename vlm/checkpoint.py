@@ -5,7 +5,6 @@
 checkpoints or the new one; `load_newest` takes the newest that verifies.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm.errors import CheckpointError, DiskError
+from vlm.runtime.files import sha256_file, sync_folder, write_synced
 
 _NAME = re.compile(r"step-\d{8,}")
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -110,41 +110,6 @@ def verify(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json: {error}"
     return None
-
-
-def sha256_file(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file: readers see the old bytes or the new ones, never a part."""
-    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        write_synced(temporary, data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"{path}: cannot write: {error.strerror or error}") from error
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the folder's entries are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(folder: Path, groups: Groups, state: Mapping[str, Any]) -> None:

@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm.checkpoint import sync_folder, write_synced
 from vlm.config.schema import ModelConfig
-from vlm.data.index import BadSample
+from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, normalize
 from vlm.errors import ConfigError, DataError
 from vlm.heads.captioner import greedy
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
 from vlm.models.text_encoder import trim
+from vlm.runtime.files import sync_folder, write_synced
 from vlm.tokenizer import Tokenizer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor

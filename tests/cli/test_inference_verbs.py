@@ -93,7 +93,7 @@ def test_classify_prints_csv_with_ranked_labels(model, data, capsys):
 
 
 def test_classify_says_what_python_says(model, data, tmp_path, capsys):
-    from vlm.data.index import open_shards
+    from vlm.data.dataset import open_shards
     from vlm.hub.load import load
 
     out = tmp_path / "out.csv"
@@ -142,7 +142,7 @@ def test_classify_names_what_is_wrong(model, data, arguments, message, capsys):
 
 
 def test_caption_prints_what_python_says(model, data, capsys):
-    from vlm.data.index import open_shards
+    from vlm.data.dataset import open_shards
     from vlm.hub.load import load
 
     assert main(["caption", model, data, "--prompt", "a"]) == 0

@@ -16,7 +16,8 @@ from PIL import Image
 from vlm.curate.listing import Listing, Picture, list_folder
 from vlm.curate.pack import pack
 from vlm.curate.tables import list_table
-from vlm.data.index import Dataset, Sample, open_shards
+from vlm.data.dataset import Dataset, open_shards
+from vlm.data.samples import Sample
 from vlm.errors import ConfigError, DataError, DiskError
 
 MakePicture = Callable[..., bytes]

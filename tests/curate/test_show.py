@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 from vlm.curate.listing import Listing, Picture
 from vlm.curate.pack import pack
 from vlm.curate.show import GAP, THUMBNAIL, contact_sheet, wrap
-from vlm.data.index import Dataset, open_shards
+from vlm.data.dataset import Dataset, open_shards
 from vlm.errors import ConfigError
 
 COLOURS = ["red", "lime", "blue", "yellow", "magenta", "cyan"]

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from vlm.data import decode
 from vlm.data.decode import decode_image
-from vlm.data.index import BadSample
+from vlm.data.samples import BadSample
 
 REASONS = {"image.empty", "image.format", "image.too_large", "image.truncated", "image.unreadable"}
 

@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 
 from vlm.data import workers
-from vlm.data.index import open_shards
+from vlm.data.dataset import open_shards
 from vlm.data.loader import evaluation_batches, training_batches
 from vlm.data.order import SampleOrder, check_positive, derived_rng
 from vlm.data.transforms import EvalTransform, TrainTransform

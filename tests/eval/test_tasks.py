@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vlm import metrics
-from vlm.data.index import open_shards
+from vlm.data.dataset import open_shards
 from vlm.errors import ConfigError, DataError
 from vlm.eval import classification, retrieval
 from vlm.eval.captions import caption

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm.data.index import open_shards
+from vlm.data.dataset import open_shards
 from vlm.errors import ConfigError, DataError
 from vlm.retrieval import build
 from vlm.retrieval.index import Index

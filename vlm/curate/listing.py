@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm.data.index import BadSample, parse_texts
+from vlm.data.samples import BadSample, parse_texts
 from vlm.data.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from vlm.errors import DataError
 

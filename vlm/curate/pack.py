@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vlm.curate.listing import Listing, Picture
-from vlm.data.index import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
-from vlm.data.shards import progress, write_atomically
+from vlm.data.dataset import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from vlm.errors import ConfigError, DataError, DiskError
+from vlm.runtime.files import progress, write_atomic
 
 SHARD_SIZE_BYTES = 256 << 20
 REPORT = "pack.json"
@@ -71,7 +71,7 @@ def pack(
             "skipped": {"counts": listing.skipped.counts, "examples": listing.skipped.examples},
         }
         with _disk_errors(out):
-            write_atomically(temporary / REPORT, json.dumps(report, indent=1).encode())
+            write_atomic(temporary / REPORT, json.dumps(report, indent=1).encode())
             os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

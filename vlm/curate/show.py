@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlm.data.dataset import Dataset
 from vlm.data.decode import decode_image
-from vlm.data.index import BadSample, Dataset
-from vlm.data.shards import write_atomically
-from vlm.errors import ConfigError, DiskError
+from vlm.data.samples import BadSample
+from vlm.errors import ConfigError
+from vlm.runtime.files import write_atomic
 
 THUMBNAIL = 192  # pixels a side
 GAP = 16
@@ -48,10 +49,7 @@ def contact_sheet(dataset: Dataset, path: Path, *, n: int = 32, seed: int = 0) -
     cells = [_cell(dataset, sample_id, font) for sample_id in sorted(chosen.tolist())]
     buffer = BytesIO()
     _draw(cells, font).save(buffer, "PNG")
-    try:
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
+    write_atomic(path, buffer.getvalue())
     return n
 
 

@@ -18,7 +18,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vlm.data.index import BadSample
+from vlm.data.samples import BadSample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 89_478_485  # Pillow warns above; as RGB they take 256 MiB

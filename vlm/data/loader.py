@@ -16,9 +16,10 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
-from vlm.data.index import BadSample, Dataset
 from vlm.data.order import SampleOrder, check_divides, derived_rng
+from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id

@@ -1,4 +1,4 @@
-"""Shards on disk: from a pattern to files, and the index that each file gets once.
+"""The index that each shard gets once: where every sample lies, and what was left out.
 
 The index of `NAME.tar` is `NAME.tar.idx` beside it, or, where that cannot be written, a file in the
 cache folder named by the sha256 of the tar's path, size and time. All numbers are little-endian:
@@ -12,36 +12,27 @@ cache folder named by the sha256 of the tar's path, size and time. All numbers a
 An index whose size_bytes or mtime_ns is not the tar's is built again. Nothing else is compared.
 """
 
-import difflib
-import glob
 import hashlib
 import json
 import mmap
 import os
-import re
 import struct
-import sys
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt64
 
 from vlm.data import tar
-from vlm.errors import ConfigError, DataError, DiskError
-
-T = TypeVar("T")
+from vlm.errors import DataError, DiskError
+from vlm.runtime.files import write_atomic
 
 FORMAT, VERSION = "vlm-shard-index", 1
 SUFFIX = ".idx"
 ALIGNMENT = 64
-MAX_EXPANSION = (
-    100_000  # files one pattern may name; the largest public sets have half as many shards
-)
 MAX_EXAMPLES = 3
 FIELD = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")])
 RECORD = np.dtype(
@@ -49,7 +40,6 @@ RECORD = np.dtype(
     + [(suffix, FIELD) for suffix in tar.TEXT_SUFFIXES]
 )
 _ROW = struct.Struct("<qQB" + "qqI" * 4)  # a RECORD: numpy is slower for a single one
-BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 
 
 class Field(NamedTuple):
@@ -178,16 +168,16 @@ def open_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex:
         if index and (index.size_bytes, index.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return index
     content = _build(path)
-    problem = f"{path}: no place for its index"
+    problems = [f"{path}: no place for its index"]
     for candidate in (beside, cached):
         if _is_ours(candidate):
             try:
-                write_atomically(candidate, content)
-            except OSError as error:
-                problem = f"{candidate}: cannot write the index: {error.strerror}"
+                write_atomic(candidate, content)
+            except DiskError as error:
+                problems = error.problems
             else:
                 return _parse(path, candidate, content)
-    raise DiskError(problem)
+    raise DiskError(problems)
 
 
 def default_cache_dir() -> Path:
@@ -235,24 +225,6 @@ def _is_ours(index_path: Path) -> bool:
         return True
     except OSError:
         return False
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that its name holds the whole content or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(
-                file.fileno(), 0o644
-            )  # mkstemp's 0600 would hide it from other users of the data
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _build(path: Path) -> bytes:
@@ -325,109 +297,3 @@ def _summary(problems: Sequence[tar.Problem]) -> dict[str, dict[str, Any]]:
         if entry["count"] <= MAX_EXAMPLES:
             entry["examples"].append(f"at byte {problem.offset}: {problem.detail}")
     return found
-
-
-def progress(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items, with a bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(items, description, total=total, console=console, transient=True)
-
-
-def expand(pattern: str | Sequence[str]) -> list[Path]:
-    """Returns the local files that a shard pattern names, each once, sorted by name.
-
-    Args:
-        pattern: Globs (`train-*.tar`, `**/*.tar`), ranges (`train-{0000..0003}.tar`) and lists
-            (`{train,val}.tar`), or several of these.
-
-    Raises:
-        ConfigError: A URL, a command, or more than `MAX_EXPANSION` names.
-        DataError: Something that a pattern names is not there; all such patterns are told.
-    """
-    paths: dict[Path, Path] = {}
-    problems: list[str] = []
-    for one in [pattern] if isinstance(pattern, str) else pattern:
-        try:
-            paths |= {path.resolve(): path for path in _expand_one(one)}
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    return sorted(paths.values(), key=lambda path: (path.name, str(path)))
-
-
-def _expand_one(pattern: str) -> list[Path]:
-    if os.path.isfile(pattern):
-        return [Path(pattern)]
-    if pattern == "-":
-        raise ConfigError('"-": samples are read by random access; shards must be files')
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern):
-        raise ConfigError(f'"{pattern}": remote shards are not supported yet; name local files')
-    found, missing = [], []
-    for name in _alternatives(os.path.expanduser(pattern)):
-        hits = _files(name)
-        found += hits
-        if not hits:
-            missing.append(name)
-    if not found:
-        raise DataError(f'no shard matches "{pattern}"; {neighbours(missing[0])}')
-    if missing:
-        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(f'"{pattern}": {len(missing)} of its shards are missing: {names}')
-    return found
-
-
-def _files(name: str) -> list[Path]:
-    if not glob.has_magic(name):
-        return [Path(name)] if os.path.isfile(name) else []
-    # compressed tars are listed too, to be refused by name rather than passed over
-    shard = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")
-    hits = glob.glob(name, recursive=True)
-    return [Path(hit) for hit in hits if shard.search(hit) and os.path.isfile(hit)]
-
-
-def _alternatives(pattern: str) -> list[str]:
-    """The pattern without braces, once for each combination of what they hold."""
-    pending, done = [pattern], list[str]()
-    while pending:
-        name = pending.pop()
-        match = BRACES.search(name)
-        if match is None:
-            done.append(name)
-            continue
-        options = _options(*match.groups())
-        if len(options) + len(pending) + len(done) > MAX_EXPANSION:
-            raise ConfigError(f'"{pattern}": names more than {MAX_EXPANSION} shards')
-        before, after = name[: match.start()], name[match.end() :]
-        pending += [before + option + after for option in reversed(options)]
-    return list(dict.fromkeys(done))
-
-
-def _options(first: str | None, last: str | None, listed: str | None) -> list[str]:
-    if first is None or last is None:
-        return (listed or "").split(",")
-    low, high = int(first), int(last)
-    width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-    step = 1 if high >= low else -1
-    numbers = range(low, high + step, step)[: MAX_EXPANSION + 1]  # a longer one is refused
-    return [f"{number:0{width}}" for number in numbers]
-
-
-def neighbours(name: str) -> str:
-    """What there is in the folder where a name or pattern was looked for."""
-    folder = Path(name).parent
-    while glob.has_magic(str(folder)):
-        folder = folder.parent
-    if not folder.is_dir():
-        return f"there is no folder {folder}"
-    names = [entry for entry in os.listdir(folder) if not entry.endswith(SUFFIX)]
-    tars = sorted(entry for entry in names if entry.endswith(".tar"))
-    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5) or tars[:3]
-    shown = ", ".join(near) if near else "no shards"
-    return f"the folder {folder} holds {shown}"

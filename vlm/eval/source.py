@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlm.data.index import Dataset
+from vlm.data.dataset import Dataset
 from vlm.eval.statistics import Interval, Scores, mean_interval
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import Embedded, Item, Log, embed_dataset

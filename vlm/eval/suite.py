@@ -14,7 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vlm.checkpoint import write_atomic
 from vlm.config.find import YamlError, read_text, read_yaml
 from vlm.curate.source import open_data
 from vlm.errors import ConfigError, DiskError, VlmError
@@ -23,6 +22,7 @@ from vlm.eval.tasks import TASKS, Task
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import Log
+from vlm.runtime.files import write_atomic
 
 Result = dict[str, Any]
 

@@ -3,12 +3,12 @@
 from importlib.resources import files
 from pathlib import Path
 
-from vlm.checkpoint import write_atomic
 from vlm.errors import ConfigError, DiskError
 from vlm.report import curves, galleries, sections
 from vlm.report.html import Html, element, join
 from vlm.report.inputs import Inputs, read_run
 from vlm.report.pictures import Pictures
+from vlm.runtime.files import write_atomic
 
 _GENERATOR = '<meta name="generator" content="vlm report">'
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 
 from vlm.curate.source import open_data
+from vlm.data.dataset import Dataset
 from vlm.data.decode import decode_image
-from vlm.data.index import BadSample, Dataset
+from vlm.data.samples import BadSample
 from vlm.errors import VlmError
 from vlm.report.html import Html, element, shorten
 

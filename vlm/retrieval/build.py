@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint import sync_folder
+from vlm.data.dataset import Dataset
 from vlm.data.decode import decode_image
-from vlm.data.index import BadSample, Dataset
+from vlm.data.samples import BadSample
 from vlm.errors import DataError, DiskError
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import Log, describe_skipped, embed_batches
 from vlm.retrieval.segment import SegmentWriter
+from vlm.runtime.files import sync_folder
 
 SEGMENT_ROWS = 1_000_000  # 1 GB of fp16 vectors at 512 dimensions, in memory while it is written
 THUMBNAIL_SIZE = 128  # pixels of the longer side

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vlm.curate.source import open_data
-from vlm.data.index import BadSample, Dataset
+from vlm.data.dataset import Dataset
 from vlm.data.loader import EvalBatch, evaluation_batches
+from vlm.data.samples import BadSample
 from vlm.data.tar import IMAGE_SUFFIXES
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel

@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from vlm.checkpoint import sync_folder, write_synced
 from vlm.curate.source import open_data
-from vlm.data.index import BadSample, Dataset
+from vlm.data.dataset import Dataset
+from vlm.data.samples import BadSample
 from vlm.errors import ConfigError, DataError
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
@@ -34,6 +34,7 @@ from vlm.retrieval.embed import Log
 from vlm.retrieval.filter import Filter, parse
 from vlm.retrieval.manifest import Manifest, exclusive, read_manifest
 from vlm.retrieval.segment import Segment, check_files, describe_files
+from vlm.runtime.files import sync_folder, write_synced
 
 Data = str | Sequence[str] | Dataset
 Query = str | Path | Image.Image

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.checkpoint import write_atomic
 from vlm.errors import ConfigError, DataError, DiskError
+from vlm.runtime.files import write_atomic
 
 VERSION = 1
 NAME = "index.json"

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
-from vlm.checkpoint import sha256_file
 from vlm.errors import DataError
 from vlm.retrieval.embed import Embedded
 from vlm.retrieval.filter import Kind, column_of
+from vlm.runtime.files import sha256_file
 
 ROWS, VECTORS = "rows.parquet", "vectors.faiss"
 _SHOWN = ["key", "captions", "meta", "thumbnail"]

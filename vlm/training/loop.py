@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 
 import vlm
-from vlm.checkpoint import list_checkpoints, write_atomic
+from vlm.checkpoint import list_checkpoints
 from vlm.config.load import dump_config, load_config
 from vlm.config.schema import Config
 from vlm.errors import ConfigError
 from vlm.eval.suite import evaluate
 from vlm.inference import VisionLanguageModel
 from vlm.runtime import distributed
+from vlm.runtime.files import write_atomic
 from vlm.training.guards import BadSampleGuard, NonFiniteGuard
 from vlm.training.run_log import RunLog
 from vlm.training.saving import Saver, restore

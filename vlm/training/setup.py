@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlm.config.schema import Config
 from vlm.curate.source import open_data
-from vlm.data.index import Dataset
+from vlm.data.dataset import Dataset
 from vlm.data.loader import Batch, training_batches
 from vlm.data.order import SampleOrder
 from vlm.data.transforms import TrainTransform

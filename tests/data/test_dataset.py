@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlm.data.index import BadSample, Dataset, Sample, open_shards, parse_texts
-from vlm.data.shards import MAX_EXPANSION, expand, open_index
+from vlm.data.dataset import Dataset, open_shards
+from vlm.data.patterns import MAX_EXPANSION, expand
+from vlm.data.samples import BadSample, Sample, parse_texts
+from vlm.data.shards import open_index
 from vlm.errors import ConfigError, DataError
 
 EMOJI = Path(__file__).parents[2] / "datasets" / "emoji"
