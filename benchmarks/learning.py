@@ -5,7 +5,8 @@
 Ours is configs/emoji.yaml without its captioner. Theirs is an open_clip CLIP of the same widths
 and depths (native ViT towers, patch embedding, padded texts) with open_clip's own loss, decay
 groups and betas; it gets the same batches: same pictures, same augmentation, same tokens. Step
-times of both sides are measured interleaved, and each gets as many steps as fit into the wall time.
+times are measured interleaved; open_clip runs in fp32 or under bf16 autocast, whichever is faster
+here, and each side gets as many steps as fit into the wall time.
 The learning rate is the best of the same five on the validation splits (mean of both accuracies),
 then three seeds.
 """
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,15 @@ def main() -> None:
     args = parser.parse_args()
     started = time.strftime("%Y-%m-%d %H:%M")
     step_s = measure_steps()
-    num_steps = {side: int(args.seconds / step_s[side]) for side in SIDES}
+    precision = {side: min(times, key=times.__getitem__) for side, times in step_s.items()}
+    num_steps = {side: int(args.seconds / step_s[side][precision[side]]) for side in SIDES}
     print(f"step times {step_s}, steps {num_steps}", flush=True)
+    settled = {side: partial(run, side, precision[side], num_steps[side]) for side in SIDES}
     best, scores = {}, {}
     for side in SIDES:
-        swept = {lr: run(side, lr, seed=0, num_steps=num_steps[side]) for lr in LRS}
+        swept = {lr: settled[side](lr, seed=0) for lr in LRS}
         best[side] = max(LRS, key=lambda lr: statistics.mean(swept[lr].values()))
-        rest = [
-            run(side, best[side], seed=s, num_steps=num_steps[side]) for s in range(1, args.seeds)
-        ]
+        rest = [settled[side](best[side], seed=seed) for seed in range(1, args.seeds)]
         scores[side] = [swept[best[side]], *rest]
     medians = {
         side: {split: statistics.median(s[split] for s in scores[side]) for split in SPLITS}
@@ -80,6 +82,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
         "seconds": args.seconds,
         "step_s": step_s,
+        "precision": precision,
         "num_steps": num_steps,
         "best_lr": best,
         "acc1": scores,
@@ -90,7 +93,7 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def settings(seed: int, lr: float, num_steps: int) -> Config:
+def settings(seed: int, lr: float, num_steps: int, precision: str) -> Config:
     config = load_config(
         "configs/emoji.yaml",
         [
@@ -98,29 +101,34 @@ def settings(seed: int, lr: float, num_steps: int) -> Config:
             "loss.caption_fraction=1.0",
             f"optim.lr={lr}",
             f"train.seed={seed}",
+            f"train.precision={precision}",
         ],
     )
     return replace(config, train=replace(config.train, steps=num_steps))
 
 
-def measure_steps(rounds: int = 12) -> dict[str, float]:
-    """Median seconds a step, both sides interleaved on the same batches."""
-    parts = build_parts(settings(0, 1e-3, 1000), Ranks())
-    sides = {side: make(parts, 1e-3, 1000)[0] for side, make in SIDES.items()}
-    times: dict[str, list[float]] = {side: [] for side in sides}
+def measure_steps(rounds: int = 12) -> dict[str, dict[str, float]]:
+    """Median seconds a step by side and precision, all interleaved on the same batches."""
+    chosen = [("ours", "auto"), ("open_clip", "fp32"), ("open_clip", "bf16")]
+    steps = {}
+    for side, precision in chosen:
+        parts = build_parts(settings(0, 1e-3, 1000, precision), Ranks())
+        steps[side, precision] = SIDES[side](parts, 1e-3, 1000)[0]
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in chosen}
     with closing(parts.batches(0, Ranks())) as batches:
         for number in range(rounds):
             batch = next(batches)
-            for side, step in sides.items():
+            for key, step in steps.items():
                 begun = time.perf_counter()
                 step(number, batch)
-                times[side].append(time.perf_counter() - begun)
-    return {side: statistics.median(values[2:]) for side, values in times.items()}
+                times[key].append(time.perf_counter() - begun)
+    medians = {key: statistics.median(values[2:]) for key, values in times.items()}
+    return {side: {p: s for (of, p), s in medians.items() if of == side} for side in SIDES}
 
 
-def run(side: str, lr: float, *, seed: int, num_steps: int) -> dict[str, float]:
+def run(side: str, precision: str, num_steps: int, lr: float, *, seed: int) -> dict[str, float]:
     """Train one side; its accuracy on each validation split."""
-    parts = build_parts(settings(seed, lr, num_steps), Ranks())
+    parts = build_parts(settings(seed, lr, num_steps, precision), Ranks())
     step, finish = SIDES[side](parts, lr, num_steps)
     begun = time.perf_counter()
     with closing(parts.batches(0, Ranks())) as batches:

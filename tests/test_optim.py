@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from vlm.errors import ConfigError
 from vlm.optim import (
     AveragedWeights,
     Muon,
@@ -9,6 +10,7 @@ from vlm.optim import (
     decays,
     lr_at,
     orthogonalize,
+    set_lr,
 )
 
 
@@ -51,6 +53,27 @@ def test_every_parameter_is_in_one_group():
     assert [p.ndim for p in decayed["params"]] == [2]
     assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_lr_scale_goes_by_the_longest_prefix_of_a_name():
+    model = nn.ModuleDict({"head": nn.Linear(3, 4), "body": nn.Linear(4, 2)})
+    optimizers = build_optimizers(
+        model, name="adamw", lr_scale={"head": 2.0, "head.bias": 4.0}, **SETTINGS
+    )
+    set_lr(optimizers, 0.1)
+    lrs = {p: group["lr"] for o in optimizers for group in o.param_groups for p in group["params"]}
+    assert lrs[model["head"].weight] == pytest.approx(0.2)
+    assert lrs[model["head"].bias] == pytest.approx(0.4)
+    assert lrs[model["body"].weight] == lrs[model["body"].bias] == pytest.approx(0.1)
+
+
+def test_lr_scale_for_no_parameter_is_refused():
+    model = nn.ModuleDict({"head": nn.Linear(3, 4), "body": nn.Linear(4, 2)})
+    with pytest.raises(ConfigError) as error:
+        build_optimizers(model, name="adamw", lr_scale={"haed": 2.0}, **SETTINGS)
+    assert error.value.problems == [
+        "optim.lr_scale: no parameter's name begins with haed; the parts are body, head"
+    ]
 
 
 def test_schedule_rises_linearly_and_falls_as_a_cosine():

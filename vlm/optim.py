@@ -1,12 +1,14 @@
 """AdamW and Muon with groups by rule, the learning-rate schedule, and averaged weights."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from vlm.errors import ConfigError
 
 _NO_DECAY = ("positional_embedding", "pos_embed", "cls_token", "reg_token", "query")
 
@@ -33,24 +35,63 @@ def build_optimizers(
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
+    lr_scale: Mapping[str, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
     """Fused AdamW over decayed and other parameters; with "muon", Muon over the hidden matrices.
 
     Muon's updates have AdamW's size, so one learning rate serves both.
+
+    Args:
+        model: Whose parameters; frozen ones are left out.
+        name: Of the optimiser.
+        lr: Of all groups, times their "lr_scale".
+        weight_decay: Decoupled.
+        betas: AdamW's.
+        eps: AdamW's.
+        lr_scale: Factors by the beginning of parameters' names ("captioner"); the longest counts.
+
+    Raises:
+        ConfigError: No parameter's name begins like a key of `lr_scale`.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    muon = [p for n, p in named if name == "muon" and is_hidden_matrix(n, p)]
-    named = [(n, p) for n, p in named if not (name == "muon" and is_hidden_matrix(n, p))]
-    groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    ]
-    if muon:
-        optimizers.append(Muon(muon, lr=lr, weight_decay=weight_decay))
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    scales = _scales([n for n, _ in model.named_parameters()], lr_scale or {})
+    for n, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_muon = name == "muon" and is_hidden_matrix(n, parameter)
+            decay = weight_decay if decays(n, parameter) else 0.0
+            groups.setdefault((by_muon, decay, scales[n]), []).append(parameter)
+    settings = {
+        by_muon: [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (muon, decay, scale), parameters in groups.items()
+            if muon is by_muon
+        ]
+        for by_muon in (False, True)
+    }
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings[False]:
+        optimizers.append(
+            torch.optim.AdamW(settings[False], lr=lr, betas=betas, eps=eps, fused=True)
+        )
+    if settings[True]:
+        optimizers.append(Muon(settings[True], lr=lr, weight_decay=weight_decay))
     return optimizers
+
+
+def _scales(names: Iterable[str], lr_scale: Mapping[str, float]) -> dict[str, float]:
+    """Each parameter's factor: that of the longest prefix of its name, else 1."""
+    scales, used = {}, set[str]()
+    for name in names:
+        prefixes = [p for p in lr_scale if name == p or name.startswith(f"{p}.")]
+        used.update(prefixes)
+        scales[name] = lr_scale[max(prefixes, key=len)] if prefixes else 1.0
+    if unknown := sorted(set(lr_scale) - used):
+        parts = sorted({name.split(".")[0] for name in scales})
+        raise ConfigError(
+            f"optim.lr_scale: no parameter's name begins with {', '.join(unknown)}; "
+            f"the parts are {', '.join(parts)}"
+        )
+    return scales
 
 
 class Muon(torch.optim.Optimizer):
@@ -60,14 +101,19 @@ class Muon(torch.optim.Optimizer):
     a time, the 38 small matrices of the quickstart took 136 of a step's 437 ms.
 
     Args:
-        params: Matrices.
+        params: Matrices, or groups of them.
         lr: As for AdamW.
         weight_decay: Decoupled.
         momentum: Nesterov's.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
@@ -80,7 +126,12 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
-                self._update(parameters, **{k: v for k, v in group.items() if k != "params"})
+                self._update(
+                    parameters,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    momentum=group["momentum"],
+                )
 
     def _update(
         self, parameters: list[Tensor], *, lr: float, weight_decay: float, momentum: float
@@ -133,10 +184,10 @@ def lr_at(step: int, *, lr: float, steps: int, warmup_steps: int, min_lr_fractio
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Give every group this learning rate."""
+    """Give every group this learning rate, times its own "lr_scale"."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class AveragedWeights:

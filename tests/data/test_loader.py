@@ -1,6 +1,7 @@
 """The loader: the same batches for any workers, ranks and start, and no silent loss."""
 
 import io
+import itertools
 import multiprocessing
 import os
 import signal
@@ -119,6 +120,22 @@ def test_rows_are_read_drawn_and_encoded_as_documented(dataset, tokenizer, batch
             assert torch.equal(batch.tokens[row], tokenizer(caption)[0])
             assert batch.caption_ids[row] == caption_id(tokenizer.clean(caption))
     assert chosen == {0, 1}
+
+
+def test_tags_are_shuffled_behind_their_name(tmp_path, tokenizer):
+    with webdataset.TarWriter(str(tmp_path / "tags.tar")) as tar:
+        picture = _sample(1)["png"]
+        tar.write({"__key__": "a", "png": picture, "txt": "thing: one, two, three"})
+        tar.write({"__key__": "b", "png": picture, "txt": "a thing"})
+    dataset = open_shards(str(tmp_path / "tags.tar"))
+    order = SampleOrder(dataset.shard_sizes, seed=5, streams=1, global_batch_size=2)
+    seen = set()
+    options = {"transform": TRANSFORM, "tokenizer": tokenizer, "seed": 9, "micro_batch_size": 2}
+    for batch in islice(training_batches(dataset, order, shuffle_tags=True, **options), 40):
+        seen |= set(batch.caption_ids.tolist())
+    orders = itertools.permutations(("one", "two", "three"))
+    expected = {f"thing: {', '.join(tags)}" for tags in orders} | {"a thing"}
+    assert seen == {caption_id(tokenizer.clean(text)) for text in expected}
 
 
 def test_images_are_uint8_in_channels_last_format(batches):

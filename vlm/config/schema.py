@@ -26,6 +26,7 @@ class AugmentConfig:
     horizontal_flip: Fraction = 0.0  # probability; left and right matter to captions
     color_jitter: Fraction = 0.0  # brightness, contrast, saturation: factors within 1 +- this
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest turn to either side
+    shuffle_tags: bool = False  # a caption's comma-separated parts in random order
     erase: Fraction = 0.0  # probability of a rectangle of noise, arXiv 1708.04896
 
 
@@ -108,6 +109,7 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside blocks; the rest AdamW
     lr: Positive = 5e-4
+    lr_scale: dict[str, Positive] = field(default_factory=dict)  # {captioner: 2.0}: factors by part
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image
@@ -94,6 +95,7 @@ def training_batches(
     num_workers: int = 0,
     cache_bytes: int = 0,
     pin_memory: bool = False,
+    shuffle_tags: bool = False,
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches from `first_micro_batch` on, endlessly; closing ends the workers.
 
@@ -115,6 +117,8 @@ def training_batches(
         cache_bytes: Memory for decoded small pictures, over all workers of this rank; 0: none. A
             picture in it is not read and decoded again, which is 2/3 of a 64 px WebP's cost.
         pin_memory: Page-locked batches, for a GPU.
+        shuffle_tags: Whether the parts of a caption between commas come in random order, so that a
+            short context shows them all over time; what stands before a colon stays in front.
 
     Raises:
         ConfigError: `world_size` x `micro_batch_size` does not divide the global batch.
@@ -136,6 +140,7 @@ def training_batches(
         slices=world_size * per_step,
         slices_per_step=per_step,
         cache_bytes=worker_cache_bytes,
+        shuffle_tags=shuffle_tags,
     )
     return build_in_order(
         make_builder,
@@ -187,6 +192,7 @@ class _TrainingBuilder:
         slices: int,
         slices_per_step: int,
         cache_bytes: int,
+        shuffle_tags: bool,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -196,6 +202,7 @@ class _TrainingBuilder:
         self.first_slice = first_slice
         self.slices = slices
         self.slices_per_step = slices_per_step
+        self.shuffle_tags = shuffle_tags
         self.cache_room = cache_bytes
         self.cache: dict[int, tuple[Image.Image, tuple[str, ...]]] = {}
         self.encode = lru_cache(maxsize=32768)(self._encode)
@@ -224,6 +231,8 @@ class _TrainingBuilder:
         image, captions = self._sample(sample_id)
         rng = derived_rng(self.seed, epoch, sample_id)
         caption = captions[int(rng.random() * len(captions))]
+        if self.shuffle_tags:
+            caption = _shuffled(caption, rng)
         return self.transform(image, rng), *self.encode(caption)
 
     def _sample(self, sample_id: int) -> tuple[bytes | Image.Image, tuple[str, ...]]:
@@ -278,6 +287,13 @@ class _EvaluationBuilder:
                 if len(samples) == row:
                     samples.append((self.dataset.key(sample_id), (), {}))
         return EvalBatch(images, torch.tensor(ids), valid, samples, dict(bad))
+
+
+def _shuffled(caption: str, rng: np.random.Generator) -> str:
+    """The caption with its comma-separated parts in random order, after a "name: " if any."""
+    name, colon, tags = caption.rpartition(": ")
+    parts = tags.split(", ")
+    return name + colon + ", ".join(parts[i] for i in rng.permutation(len(parts)))
 
 
 def _blank_images(size: int, image_size: int) -> UInt8[Tensor, "B 3 S S"]:

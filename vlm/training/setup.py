@@ -61,6 +61,7 @@ class Parts:
             world_size=ranks.world_size,
             num_workers=config.data.num_workers,
             cache_bytes=int(config.data.cache_gib * 2**30),
+            shuffle_tags=augment.shuffle_tags,
             pin_memory=self.step.device.type == "cuda",
         )
 
@@ -150,6 +151,7 @@ def _build_step(
             weight_decay=optim.weight_decay,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
+            lr_scale=optim.lr_scale,
         ),
         averaged=AveragedWeights(module, config.train.ema_decay)
         if config.train.ema_decay
