@@ -21,7 +21,7 @@ from PIL import Image
 from vlm.data import workers
 from vlm.data.dataset import open_shards
 from vlm.data.loader import evaluation_batches, training_batches
-from vlm.data.order import SampleOrder, check_positive, derived_rng
+from vlm.data.order import SampleOrder, check_positive, draws_of_visit
 from vlm.data.transforms import EvalTransform, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.errors import ConfigError, DataError
@@ -113,10 +113,11 @@ def test_rows_are_read_drawn_and_encoded_as_documented(dataset, tokenizer, batch
             if sample_id in (BROKEN, WITHOUT_CAPTION):
                 assert not batch.valid[row]
                 continue
-            sample, rng = dataset.read(sample_id), derived_rng(9, epoch, sample_id)
-            caption = sample.captions[int(rng.random() * 2)]
+            sample, draws = dataset.read(sample_id), draws_of_visit(9, epoch, sample_id)
+            caption = sample.captions[int(next(draws) * 2)]
             chosen.add(sample.captions.index(caption))
-            assert torch.equal(batch.images[row], TRANSFORM(sample.image, rng))
+            pixels = torch.from_numpy(TRANSFORM(sample.image, draws)).permute(2, 0, 1)
+            assert torch.equal(batch.images[row], pixels)
             assert torch.equal(batch.tokens[row], tokenizer(caption)[0])
             assert batch.caption_ids[row] == caption_id(tokenizer.clean(caption))
     assert chosen == {0, 1}

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import PCG64, Generator, SeedSequence
 
-from vlm.data.order import SampleOrder, derived_rng
+from vlm.data.order import SampleOrder, draws_of_visit
 from vlm.errors import ConfigError, DataError
 
 SIZES = [3, 0, 5, 1, 4]
@@ -177,21 +178,26 @@ def test_no_samples_is_a_data_error(sizes):
         order_of(sizes)
 
 
-def test_derived_rng_is_pinned():
-    assert derived_rng(0, 0, 0).random(3).tolist() == [
-        0.7593626187215569,
-        0.8598351405900166,
-        0.5744191362687642,
+def test_the_draws_of_a_visit_are_pinned():
+    assert list(islice(draws_of_visit(0, 0, 0), 3)) == [
+        0.41306204558350146,
+        0.32073086546733975,
+        0.9572478402405977,
     ]
-    assert derived_rng(2**70, 3, 5).integers(0, 2**63, 2).tolist() == [
-        316268661193354896,
-        1167951134770532993,
-    ]
+    assert list(islice(draws_of_visit(2**70, 3, 5), 15, 18)) == [
+        0.08647323166951537,
+        0.2791780228726566,
+        0.28242943226359785,
+    ]  # two blocks
 
 
-def test_derived_rngs_of_neighbours_are_independent():
+def test_the_draws_of_neighbours_are_independent():
     draws = np.array(
-        [derived_rng(0, epoch, i).random(2) for epoch in range(4) for i in range(1000)]
+        [
+            list(islice(draws_of_visit(0, epoch, i), 40))[::39]
+            for epoch in range(4)
+            for i in range(1000)
+        ]
     )
     counts, _ = np.histogram(draws, bins=20, range=(0, 1))
     assert ((counts - 400) ** 2 / 400).sum() < 50  # chi-square, 19 degrees: p = 1e-4

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vlm.data.decode import decode_image
+from vlm.data.order import draws_of_visit
 from vlm.data.transforms import EvalTransform, TrainTransform, normalize, random_crop
 from vlm.runtime import torchvision_guard
 
@@ -32,7 +34,9 @@ def encoded(image, fmt="PNG", **options):
 
 
 def array(pixels):
-    return pixels.permute(1, 2, 0).numpy().astype(int)
+    """As signed numbers, channels last."""
+    pixels = pixels.permute(1, 2, 0) if isinstance(pixels, torch.Tensor) else pixels
+    return np.asarray(pixels).astype(int)
 
 
 # --- evaluation ---------------------------------------------------------------------------------
@@ -89,8 +93,8 @@ def test_eval_of_extreme_shapes_has_the_right_size(size, resize_mode):
 # --- training -----------------------------------------------------------------------------------
 
 
-def rng(seed=0):
-    return np.random.default_rng(seed)
+def draws(seed=0):
+    return draws_of_visit(seed, 0, 0)
 
 
 def whole(image_size, **options):
@@ -98,10 +102,13 @@ def whole(image_size, **options):
     return TrainTransform(image_size, min_scale=1.0, max_aspect=1.0, **options)
 
 
-def test_training_without_randomness_is_a_plain_resize():
+@pytest.mark.parametrize("size", [24, 48, 64, 96])
+def test_training_without_randomness_is_a_plain_resize(size):
     image = picture(64, 64)
-    expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)).astype(int)
-    assert np.array_equal(array(whole(48)(encoded(image), rng())), expected)
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    difference = array(whole(size)(encoded(image), draws())) - expected
+    assert abs(difference.mean()) < 0.1  # no change of brightness
+    assert np.abs(difference).mean() < 3  # a shift by half a pixel costs 5
 
 
 def test_training_pixels_depend_on_the_random_numbers_alone():
@@ -109,16 +116,16 @@ def test_training_pixels_depend_on_the_random_numbers_alone():
         32, min_scale=0.3, horizontal_flip=0.5, color_jitter=0.4, rotate_degrees=10.0, erase=0.5
     )
     data = encoded(picture(80, 60))
-    first, again, other = (transform(data, rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (transform(data, draws(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 80)])
 def test_crops_are_distributed_as_torchvisions(width, height):
     from torchvision.transforms import RandomResizedCrop
 
-    generator, image = rng(), torch.zeros(3, height, width)
+    generator, image = draws(), torch.zeros(3, height, width)
     ours = np.array([random_crop(width, height, generator, 0.3, 4 / 3) for _ in range(2000)])
     ours = np.stack([ours[:, 1], ours[:, 0], ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]], 1)
     torch.manual_seed(0)
@@ -137,7 +144,7 @@ def test_crops_are_distributed_as_torchvisions(width, height):
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 5), (64, 64), (500, 400)])
 def test_crops_lie_inside_and_keep_their_bounds(size):
     width, height = size
-    generator = rng()
+    generator = draws()
     for _ in range(200):
         left, top, right, bottom = random_crop(width, height, generator, 0.2, 1.5)
         assert 0 <= left < right <= width + 1e-9
@@ -148,8 +155,8 @@ def test_crops_lie_inside_and_keep_their_bounds(size):
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 5)])
 def test_training_pixels_of_extreme_shapes_have_the_right_size(size):
     transform = TrainTransform(16, min_scale=0.1, rotate_degrees=5.0)
-    assert transform(encoded(Image.new("RGB", size)), rng()).shape == (3, 16, 16)
-    assert TrainTransform(16)(encoded(Image.new("RGB", size)), rng()).shape == (3, 16, 16)
+    assert transform(encoded(Image.new("RGB", size)), draws()).shape == (16, 16, 3)
+    assert TrainTransform(16)(encoded(Image.new("RGB", size)), draws()).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("side", [70, 200, 1200])
@@ -157,10 +164,10 @@ def test_a_jpeg_is_decoded_at_the_scale_its_crop_needs(side):
     transform = TrainTransform(64, min_scale=0.3)
     data = encoded(picture(side, side), "JPEG", quality=90)
     for seed in range(5):
-        decoded, box = transform._load(data, rng(seed))
+        decoded, box = transform._load(data, draws(seed))
         shorter = min(box[2] - box[0], box[3] - box[1])
-        full = random_crop(side, side, rng(seed), 0.3, 4 / 3)
-        shrink = round(side / decoded.width)
+        full = random_crop(side, side, draws(seed), 0.3, 4 / 3)
+        shrink = round(side / decoded.shape[1])
         assert shrink in (1, 2, 4, 8)
         assert min(full[2] - full[0], full[3] - full[1]) >= 64 * shrink or shrink == 1
         assert shorter < 2 * 64 or shrink == 8  # the next scale would be too small
@@ -171,8 +178,8 @@ def test_a_reduced_jpeg_shows_the_same_crop():
     transform = TrainTransform(64, min_scale=0.5)
     data = encoded(image, "JPEG", quality=95)
     for seed in range(5):
-        reduced = array(transform(data, rng(seed)))
-        exact = array(transform(image, rng(seed)))
+        reduced = array(transform(data, draws(seed)))
+        exact = array(transform(np.asarray(image), draws(seed)))
         assert np.abs(reduced - exact).mean() < 2.5
 
 
@@ -183,39 +190,40 @@ def test_a_crop_is_upright():
     turned = image.transpose(Image.Transpose.ROTATE_90)
     data = encoded(turned, "JPEG", quality=95, exif=exif.tobytes())
     transform = TrainTransform(32, min_scale=0.5)
-    expected = array(transform(encoded(image, "JPEG", quality=95), rng(3)))
-    assert np.abs(array(transform(data, rng(3))) - expected).mean() < 2.5
+    expected = array(transform(encoded(image, "JPEG", quality=95), draws(3)))
+    assert np.abs(array(transform(data, draws(3))) - expected).mean() < 2.5
 
 
 def test_a_reusable_picture_gives_what_its_bytes_give():
     transform = TrainTransform(32, min_scale=0.3)
     for fmt, size, reusable in [("JPEG", (63, 90), True), ("JPEG", (64, 64), False)]:
         data = encoded(picture(*size), fmt)
-        opened = Image.open(io.BytesIO(data))
-        assert transform.can_reuse(opened) == reusable
+        assert transform.can_reuse(*size) == reusable
+        decoded = np.asarray(decode_image(data))
         if reusable:
             for seed in range(20):
-                assert torch.equal(transform(data, rng(seed)), transform(opened, rng(seed)))
+                again = transform(decoded, draws(seed))
+                assert np.array_equal(transform(data, draws(seed)), again)
 
 
 def test_flips_mirror_with_the_asked_probability():
-    image = picture(32, 32)
-    plain = whole(32)(image, rng())
-    outcomes = [whole(32, horizontal_flip=0.25)(image, rng(seed)) for seed in range(200)]
-    flipped = [torch.equal(pixels, plain.flip(2)) for pixels in outcomes]
-    assert all(f or torch.equal(pixels, plain) for f, pixels in zip(flipped, outcomes, strict=True))
+    image = np.asarray(picture(32, 32))
+    outcomes = [whole(32, horizontal_flip=0.25)(image, draws(seed)) for seed in range(200)]
+    flipped = [np.array_equal(pixels, image[:, ::-1]) for pixels in outcomes]
+    assert all(
+        f or np.array_equal(pixels, image) for f, pixels in zip(flipped, outcomes, strict=True)
+    )
     assert 25 <= sum(flipped) <= 75
 
 
 def test_color_jitter_is_saturation_contrast_brightness():
-    image = Image.fromarray((np.asarray(picture(32, 32)) // 4 + 96).astype(np.uint8))  # unclipped
+    image = np.asarray(picture(32, 32)) // 4 + 96  # unclipped
     for seed in range(10):
-        generator = rng(seed)
-        jittered = array(whole(32, color_jitter=0.4)(image, generator))
-        draws = rng(seed)
-        random_crop(32, 32, draws, 1.0, 1.0)
-        brightness, contrast, saturation = 1 + 0.4 * (2 * draws.random(3) - 1)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() / 255
+        jittered = array(whole(32, color_jitter=0.4)(image, draws(seed)))
+        numbers = draws(seed)
+        random_crop(32, 32, numbers, 1.0, 1.0)
+        brightness, contrast, saturation = (1 + 0.4 * (2 * next(numbers) - 1) for _ in range(3))
+        pixels = torch.from_numpy(image).permute(2, 0, 1).double() / 255
         expected = F.adjust_saturation(pixels, saturation)
         expected = F.adjust_contrast(expected, contrast)
         expected = F.adjust_brightness(expected, brightness) * 255
@@ -225,29 +233,28 @@ def test_color_jitter_is_saturation_contrast_brightness():
 def test_turning_matches_pillows_rotation_and_fills_with_white():
     image = picture(64, 64)
     for seed in range(5):
-        generator = rng(seed)
-        turned = array(whole(64, rotate_degrees=30.0)(image, generator))
-        draws = rng(seed)
-        random_crop(64, 64, draws, 1.0, 1.0)
-        degrees = draws.uniform(-30, 30)
+        turned = array(whole(64, rotate_degrees=30.0)(np.asarray(image), draws(seed)))
+        numbers = draws(seed)
+        random_crop(64, 64, numbers, 1.0, 1.0)
+        degrees = 30 * (2 * next(numbers) - 1)
         expected = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
         difference = np.abs(turned - np.asarray(expected).astype(int))
-        assert np.mean(difference > 1) < 0.01  # pixels on the very border
+        assert np.mean(difference > 1) < 0.05  # the border, which is mixed with the white
         assert (turned[0, 0] == 255).all()
 
 
 def test_turning_a_large_picture_keeps_its_crop():
-    image = picture(512, 512)
-    still = array(TrainTransform(64, min_scale=0.5)(image, rng(4)))
-    nearly = array(TrainTransform(64, min_scale=0.5, rotate_degrees=1e-6)(image, rng(4)))
+    image = np.asarray(picture(512, 512))
+    still = array(TrainTransform(64, min_scale=0.5)(image, draws(4)))
+    nearly = array(TrainTransform(64, min_scale=0.5, rotate_degrees=1e-6)(image, draws(4)))
     assert np.abs(still - nearly).mean() < 2.5
 
 
 def test_erasing_fills_one_rectangle_of_the_documented_area():
-    image = Image.new("RGB", (64, 64), (1, 2, 3))
+    image = np.full((64, 64, 3), (1, 2, 3), dtype=np.uint8)
     areas = []
     for seed in range(100):
-        pixels = array(whole(64, erase=0.5)(image, rng(seed)))
+        pixels = array(whole(64, erase=0.5)(image, draws(seed)))
         rows, columns = np.nonzero((pixels != [1, 2, 3]).any(axis=2))
         if rows.size:
             height, width = np.ptp(rows) + 1, np.ptp(columns) + 1

@@ -6,7 +6,7 @@ for another first micro-batch, with any number of workers.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 from torch import Tensor
 
 from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
-from vlm.data.order import SampleOrder, check_divides, derived_rng
+from vlm.data.order import SampleOrder, check_divides, draws_of_visit
 from vlm.data.samples import BadSample
-from vlm.data.transforms import EvalTransform, TrainTransform
+from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id
 
@@ -204,38 +203,39 @@ class _TrainingBuilder:
         self.slices_per_step = slices_per_step
         self.shuffle_tags = shuffle_tags
         self.cache_room = cache_bytes
-        self.cache: dict[int, tuple[Image.Image, tuple[str, ...]]] = {}
+        self.cache: dict[int, tuple[Pixels, tuple[str, ...]]] = {}
         self.encode = lru_cache(maxsize=32768)(self._encode)
+        self.blank_tokens = tokenizer("").numpy()
 
     def __call__(self, micro_batch: int) -> Batch:
         step, part = divmod(micro_batch, self.slices_per_step)
         epochs, ids = self.order.batch(step, rank=self.first_slice + part, world_size=self.slices)
         images = _blank_images(len(ids), self.transform.image_size)
-        empty_text, _ = self.encode("")
-        tokens = torch.full((len(ids), self.tokenizer.context_length), self.tokenizer.pad_id)
-        tokens[:, : len(empty_text)] = empty_text
-        caption_ids = torch.zeros(len(ids), dtype=torch.int64)
-        valid = torch.ones(len(ids), dtype=torch.bool)
+        tokens = np.repeat(self.blank_tokens, len(ids), axis=0)
+        caption_ids = np.zeros(len(ids), dtype=np.int64)
+        valid = np.ones(len(ids), dtype=np.bool_)
         bad: Counter[str] = Counter()
+        rows = images.permute(0, 2, 3, 1).numpy()
         for row, visit in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
             try:
-                images[row], text, caption_ids[row] = self._visit(*visit)
+                rows[row], text, caption_ids[row] = self._visit(*visit)
                 tokens[row, : len(text)] = text
             except BadSample as error:
                 valid[row] = False
                 bad[error.reason] += 1
-        return Batch(images, tokens, torch.from_numpy(ids), caption_ids, valid, dict(bad))
+        tensors = [torch.from_numpy(array) for array in (tokens, ids, caption_ids, valid)]
+        return Batch(images, *tensors, bad=dict(bad))
 
-    def _visit(self, epoch: int, sample_id: int) -> tuple[Tensor, Tensor, int]:
+    def _visit(self, epoch: int, sample_id: int) -> tuple[Pixels, Int[np.ndarray, " l"], int]:
         """Pixels, token ids and caption id of one visit to a sample."""
         image, captions = self._sample(sample_id)
-        rng = derived_rng(self.seed, epoch, sample_id)
-        caption = captions[int(rng.random() * len(captions))]
+        draws = draws_of_visit(self.seed, epoch, sample_id)
+        caption = captions[int(next(draws) * len(captions))]
         if self.shuffle_tags:
-            caption = _shuffled(caption, rng)
-        return self.transform(image, rng), *self.encode(caption)
+            caption = _shuffled(caption, draws)
+        return self.transform(image, draws), *self.encode(caption)
 
-    def _sample(self, sample_id: int) -> tuple[bytes | Image.Image, tuple[str, ...]]:
+    def _sample(self, sample_id: int) -> tuple[bytes | Pixels, tuple[str, ...]]:
         """A sample's picture, decoded if it is in the cache or fits there, and its captions."""
         if (cached := self.cache.get(sample_id)) is not None:
             return cached
@@ -245,18 +245,17 @@ class _TrainingBuilder:
         if self.cache_room <= 0:
             return sample.image, sample.captions
         opened = open_image(sample.image)
-        size_bytes = 4 * opened.width * opened.height + 1024  # Pillow's, and what is around it
-        if size_bytes > self.cache_room or not self.transform.can_reuse(opened):
+        size_bytes = 3 * opened.width * opened.height + 1024  # and what is around it
+        if size_bytes > self.cache_room or not self.transform.can_reuse(*opened.size):
             return sample.image, sample.captions
         self.cache_room -= size_bytes
-        self.cache[sample_id] = load_rgb(opened, sample.image), sample.captions
+        self.cache[sample_id] = np.asarray(load_rgb(opened, sample.image)), sample.captions
         return self.cache[sample_id]
 
-    def _encode(self, caption: str) -> tuple[Int[Tensor, " l"], int]:
+    def _encode(self, caption: str) -> tuple[Int[np.ndarray, " l"], int]:
         """Token ids and caption id of a text."""
-        return torch.tensor(self.tokenizer.encode(caption)), caption_id(
-            self.tokenizer.clean(caption)
-        )
+        tokens = np.array(self.tokenizer.encode(caption), dtype=np.int64)
+        return tokens, caption_id(self.tokenizer.clean(caption))
 
 
 class _EvaluationBuilder:
@@ -289,11 +288,11 @@ class _EvaluationBuilder:
         return EvalBatch(images, torch.tensor(ids), valid, samples, dict(bad))
 
 
-def _shuffled(caption: str, rng: np.random.Generator) -> str:
+def _shuffled(caption: str, draws: Iterator[float]) -> str:
     """The caption with its comma-separated parts in random order, after a "name: " if any."""
     name, colon, tags = caption.rpartition(": ")
     parts = tags.split(", ")
-    return name + colon + ", ".join(parts[i] for i in rng.permutation(len(parts)))
+    return name + colon + ", ".join(sorted(parts, key=lambda _: next(draws)))
 
 
 def _blank_images(size: int, image_size: int) -> UInt8[Tensor, "B 3 S S"]:

@@ -16,14 +16,17 @@ Global batch k is `[k G, (k + 1) G)`, ordered by stream, and a rank takes a cont
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import count
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from numpy.random import PCG64, Generator, SeedSequence
-from numpy.random.bit_generator import ISeedSequence
 
 from vlm.errors import ConfigError, DataError
+
+_WORDS = Struct("<16I")
 
 
 class SampleOrder:
@@ -148,26 +151,16 @@ class _ShuffledShards(NamedTuple):
     id_shifts: Int[np.ndarray, " shards"]
 
 
-def derived_rng(seed: int, epoch: int, sample_id: int) -> Generator:
-    """The random numbers of one visit to one sample: the same on any rank, worker and micro-batch.
+def draws_of_visit(seed: int, epoch: int, sample_id: int) -> Iterator[float]:
+    """Endless uniform numbers in [0, 1): the same on any rank, worker and micro-batch.
 
-    PCG64 started from a keyed hash, in 5 µs; `SeedSequence` would take 25 µs, a sixth of decoding a
-    small picture.
+    A keyed hash in counter mode, 16 numbers of 32 bits a block: 2 µs, where a numpy generator takes
+    6 µs to start and 0.5 µs for each number, together a fifth of a cached small picture.
     """
-    key = b"%d %d %d" % (seed, epoch, sample_id)
-    words = _Words(blake2b(key, digest_size=32, person=b"vlm sample").digest())
-    return Generator(PCG64(words))  # type: ignore[arg-type]  # numpy's stubs forget ISeedSequence
-
-
-class _Words(ISeedSequence):
-    """A seed sequence that is already hashed."""
-
-    def __init__(self, digest: bytes) -> None:
-        self.digest = digest
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
-        """The first words of the digest, little-endian on every machine."""
-        return np.frombuffer(self.digest, np.dtype(dtype).newbyteorder("<"))[:n_words].astype(dtype)
+    for block in count():
+        key = b"%d %d %d %d" % (seed, epoch, sample_id, block)
+        for word in _WORDS.unpack(blake2b(key, digest_size=64, person=b"vlm sample").digest()):
+            yield word / 2**32
 
 
 def _generator(*entropy: int) -> Generator:

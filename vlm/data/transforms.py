@@ -1,23 +1,25 @@
 """From a picture to uint8 pixels, for training or evaluation, and from those to floats."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.random import Generator
 from PIL import Image
 from torch import Tensor
 
 from vlm.data.decode import decode_image, load_rgb, open_image, to_rgb, upright_size
 
+Pixels = UInt8[np.ndarray, "H W 3"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's "L"
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _WHITE = (255, 255, 255)  # what transparency is put on, too
 
@@ -26,8 +28,8 @@ _WHITE = (255, 255, 255)  # what transparency is put on, too
 class TrainTransform:
     """A random resized crop, then what else is switched on; the caller brings the random numbers.
 
-    The crop follows torchvision's `RandomResizedCrop`, without rounding its box to whole pixels. A
-    JPEG is decoded at the smallest DCT scale that leaves the crop `image_size` pixels a side.
+    The crop follows torchvision's `RandomResizedCrop`. A JPEG is decoded at the smallest DCT scale
+    that leaves the crop `image_size` pixels a side.
 
     Args:
         image_size: S, pixels a side.
@@ -48,59 +50,53 @@ class TrainTransform:
     rotate_degrees: float = 0.0
     erase: float = 0.0
 
-    def __call__(self, image: bytes | Image.Image, rng: Generator) -> UInt8[Tensor, "3 S S"]:
-        """The pixels of one visit; `image` is encoded, or an upright RGB picture.
+    def __call__(self, image: bytes | Pixels, draws: Iterator[float]) -> UInt8[np.ndarray, "S S 3"]:
+        """The pixels of one visit; `image` is encoded, or decoded as by `decode_image`.
 
         Raises:
             BadSample: The picture cannot be decoded.
         """
-        picture, box = self._load(image, rng)
+        source, box = self._load(image, draws)
         if self.rotate_degrees:
-            degrees = rng.uniform(-self.rotate_degrees, self.rotate_degrees)
-            picture = _crop_turned(picture, box, self.image_size, degrees)
+            degrees = self.rotate_degrees * (2 * next(draws) - 1)
+            pixels = _crop_turned(source, box, self.image_size, degrees)
         else:
-            size = (self.image_size, self.image_size)
-            picture = picture.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=2.0)
-        if self.horizontal_flip and rng.random() < self.horizontal_flip:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = _crop(source, box, self.image_size)
+        if self.horizontal_flip and next(draws) < self.horizontal_flip:
+            pixels = cv2.flip(pixels, 1)
         if self.color_jitter:
-            picture = _jitter_colors(picture, self.color_jitter, rng)
-        pixels = np.array(picture)
-        if self.erase and rng.random() < self.erase:
-            _erase(pixels, rng)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+            pixels = _jitter_colors(pixels, self.color_jitter, draws)
+        if self.erase and next(draws) < self.erase:
+            _erase(pixels, draws)
+        return pixels
 
-    def can_reuse(self, picture: Image.Image) -> bool:
+    def can_reuse(self, width: int, height: int) -> bool:
         """Whether a decoded picture can stand in for its bytes: no crop is decoded reduced."""
-        return min(picture.size) < 2 * self.image_size
+        return min(width, height) < 2 * self.image_size
 
-    def _load(self, image: bytes | Image.Image, rng: Generator) -> tuple[Image.Image, Box]:
+    def _load(self, image: bytes | Pixels, draws: Iterator[float]) -> tuple[Pixels, Box]:
         """The picture, perhaps reduced, and the crop in its coordinates."""
-        if isinstance(image, Image.Image):
-            return image, random_crop(*image.size, rng, self.min_scale, self.max_aspect)
+        if isinstance(image, np.ndarray):
+            height, width = image.shape[:2]
+            return image, random_crop(width, height, draws, self.min_scale, self.max_aspect)
         opened = open_image(image)
         width, height = upright_size(opened, image)
-        left, top, right, bottom = random_crop(width, height, rng, self.min_scale, self.max_aspect)
-        shrink = int(min(right - left, bottom - top)) // self.image_size
-        picture = load_rgb(opened, image, shrink=shrink)
-        x, y = picture.width / width, picture.height / height
-        return picture, (
-            left * x,
-            top * y,
-            min(right * x, picture.width),
-            min(bottom * y, picture.height),
-        )
+        box = random_crop(width, height, draws, self.min_scale, self.max_aspect)
+        shrink = int(min(box[2] - box[0], box[3] - box[1])) // self.image_size
+        pixels = np.asarray(load_rgb(opened, image, shrink=shrink))
+        x, y = pixels.shape[1] / width, pixels.shape[0] / height
+        return pixels, (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
 
 
 def random_crop(
-    width: int, height: int, rng: Generator, min_scale: float, max_aspect: float
+    width: int, height: int, draws: Iterator[float], min_scale: float, max_aspect: float
 ) -> Box:
     """A box of random area and aspect in the picture, drawn as by `RandomResizedCrop`."""
     log_aspect = math.log(max_aspect)
     for _ in range(10):
-        scale, aspect, x, y = rng.random(4).tolist()
-        area = width * height * (min_scale + (1 - min_scale) * scale)
-        ratio = math.exp(log_aspect * (2 * aspect - 1))
+        area = width * height * (min_scale + (1 - min_scale) * next(draws))
+        ratio = math.exp(log_aspect * (2 * next(draws) - 1))
+        x, y = next(draws), next(draws)
         crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if crop_width <= width and crop_height <= height:
             left, top = x * (width - crop_width), y * (height - crop_height)
@@ -111,51 +107,75 @@ def random_crop(
     return left, top, left + crop_width, top + crop_height
 
 
-def _crop_turned(picture: Image.Image, box: Box, size: int, degrees: float) -> Image.Image:
+def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The box rounded to whole pixels of the picture, of one at least."""
+    left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    right, bottom = min(round(box[2]), width), min(round(box[3]), height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def _crop(pixels: Pixels, box: Box, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The crop resized, its box rounded to whole pixels.
+
+    Reduced to no less than a half, by mixing two pixels a side: on photographs within 2 grey levels
+    of Pillow's bicubic on average, in a tenth of its time.
+    """
+    left, top, right, bottom = whole_pixels(box, pixels.shape[1], pixels.shape[0])
+    factor = max(right - left, bottom - top) / size
+    how = cv2.INTER_CUBIC if factor < 1 else cv2.INTER_LINEAR if factor <= 2 else cv2.INTER_AREA
+    return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=how)
+
+
+def _crop_turned(pixels: Pixels, box: Box, size: int, degrees: float) -> UInt8[np.ndarray, "S S 3"]:
     """The crop turned about its middle and resized in one interpolation; reduced first if large."""
     left, top, right, bottom = box
     factor = max(1, int(min(right - left, bottom - top)) // size)
     if factor > 1:
-        picture = picture.reduce(factor)
+        reduced = (-(-pixels.shape[1] // factor), -(-pixels.shape[0] // factor))
+        pixels = cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA)
     # source pixels per target pixel
     x, y = (right - left) / (size * factor), (bottom - top) / (size * factor)
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     a, b, d, e = x * cos, -x * sin, y * sin, y * cos
     middle_x, middle_y = (left + right) / (2 * factor), (top + bottom) / (2 * factor)
-    matrix = (a, b, middle_x - (a + b) * size / 2, d, e, middle_y - (d + e) * size / 2)
-    return picture.transform(
-        (size, size),
-        Image.Transform.AFFINE,
-        matrix,
-        Image.Resampling.BILINEAR,
-        fillcolor=_WHITE,
+    half = (size - 1) / 2  # a pixel's coordinates are those of its middle
+    matrix = np.array(
+        [
+            [a, b, middle_x - 0.5 - (a + b) * half],
+            [d, e, middle_y - 0.5 - (d + e) * half],
+        ]
     )
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(pixels, matrix, (size, size), flags=how, borderValue=_WHITE)
 
 
-def _jitter_colors(picture: Image.Image, strength: float, rng: Generator) -> Image.Image:
+def _jitter_colors(
+    pixels: UInt8[np.ndarray, "S S 3"], strength: float, draws: Iterator[float]
+) -> UInt8[np.ndarray, "S S 3"]:
     """Brightness, contrast and saturation as one colour matrix, clipped once.
 
     brightness (contrast x + (1 - contrast) mean), where x = saturation rgb + (1 - saturation) grey.
     """
-    brightness, contrast, saturation = 1 + strength * (2 * rng.random(3) - 1)
-    mean = _GREY @ picture.reduce(picture.size).getpixel((0, 0))
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * _GREY)
-    matrix[:, 3] = brightness * (1 - contrast) * mean
-    return picture.convert("RGB", tuple(matrix.ravel().tolist()))
+    brightness, contrast, saturation = (1 + strength * (2 * next(draws) - 1) for _ in range(3))
+    mean = sum(map(operator.mul, _GREY, cv2.mean(pixels)))
+    own = brightness * contrast * saturation
+    grey = [brightness * contrast * (1 - saturation) * weight for weight in _GREY]
+    shift = brightness * (1 - contrast) * mean
+    matrix = [[grey[j] + own * (i == j) for j in range(3)] + [shift] for i in range(3)]
+    return cv2.transform(pixels, np.array(matrix))
 
 
-def _erase(pixels: UInt8[np.ndarray, "S S 3"], rng: Generator) -> None:
+def _erase(pixels: UInt8[np.ndarray, "S S 3"], draws: Iterator[float]) -> None:
     """Fill a random rectangle with noise, in place."""
     size = len(pixels)
-    area, aspect, x, y = rng.random(4).tolist()
-    area = size * size * (0.02 + (1 / 3 - 0.02) * area)
-    ratio = math.exp(math.log(3.3) * (2 * aspect - 1))
+    area = size * size * (0.02 + (1 / 3 - 0.02) * next(draws))
+    ratio = math.exp(math.log(3.3) * (2 * next(draws) - 1))
     height = min(size, max(1, round(math.sqrt(area * ratio))))
     width = min(size, max(1, round(math.sqrt(area / ratio))))
-    top, left = int(y * (size - height + 1)), int(x * (size - width + 1))
-    noise = rng.integers(256, size=(height, width, 3), dtype=np.uint8)
-    pixels[top : top + height, left : left + width] = noise
+    top, left = (int(next(draws) * (size - side + 1)) for side in (height, width))
+    noise = np.random.default_rng(int(next(draws) * 2**32))
+    rectangle = pixels[top : top + height, left : left + width]
+    rectangle[:] = noise.integers(256, size=rectangle.shape, dtype=np.uint8)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import cv2
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -138,7 +139,8 @@ def _context() -> BaseContext:
 
 
 def _set_up_worker(main_pid: int, headroom_bytes: int, _worker_id: int) -> None:
-    """Make a worker end when its run says so, and only then; torch has set it to one thread."""
+    """Make a worker end when its run says so, and only then; torch has set itself to one thread."""
+    cv2.setNumThreads(1)
     _limit_memory(headroom_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
