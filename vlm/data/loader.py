@@ -223,8 +223,14 @@ class _TrainingBuilder:
             except BadSample as error:
                 valid[row] = False
                 bad[error.reason] += 1
-        tensors = [torch.from_numpy(array) for array in (tokens, ids, caption_ids, valid)]
-        return Batch(images, *tensors, bad=dict(bad))
+        return Batch(
+            images,
+            torch.from_numpy(tokens),
+            torch.from_numpy(ids),
+            torch.from_numpy(caption_ids),
+            torch.from_numpy(valid),
+            dict(bad),
+        )
 
     def _visit(self, epoch: int, sample_id: int) -> tuple[Pixels, Int[np.ndarray, " l"], int]:
         """Pixels, token ids and caption id of one visit to a sample."""
