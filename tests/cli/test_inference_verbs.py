@@ -92,7 +92,16 @@ def test_classify_takes_one_image_file(folder, encoded, tmp_path, capsys):
     assert rows_of(capsys.readouterr().out)[0]["key"] == "red.png"
     path.write_bytes(b"no picture")
     assert main(["classify", folder, str(path), "--labels", "red,blue"]) == 3
-    assert "no readable picture" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"{path}: no readable picture" in captured.err
+    assert captured.out == ""
+
+
+def test_a_column_of_an_image_file_is_refused(folder, encoded, tmp_path, capsys):
+    path = tmp_path / "red.png"
+    path.write_bytes(encoded("red"))
+    assert main(["caption", folder, str(path), "--image-column", "a"]) == 2
+    assert 'column "a" is for tables' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,8 +200,8 @@ def test_a_cell_is_never_a_formula(text):
 
 def test_a_csv_that_is_not_finished_is_removed(tmp_path):
     path = tmp_path / "x.csv"
-    with pytest.raises(ZeroDivisionError), new_csv(path) as write:
-        write([1 / (write(["a"]) and 0)])
+    with pytest.raises(ZeroDivisionError), new_csv(path, ["a"]) as write:
+        write([1 / (write([1]) or 0)])
     assert not path.exists()
 
 

@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_device, add_model
+
 HELP = "score a model on the tasks of a suite; each number has n, a 95% interval and chance"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
+    add_model(parser)
     parser.add_argument("suite", metavar="SUITE", help="YAML file with a list of tasks")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="JSON file of results; details go to FILE-eval/"
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=64, help="pictures at a time (default 64)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

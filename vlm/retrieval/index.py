@@ -25,7 +25,6 @@ from torch import Tensor
 
 from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
-from vlm.data.samples import BadSample
 from vlm.errors import ConfigError, DataError
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
@@ -180,11 +179,7 @@ class Index:
             if not query.strip():
                 raise ConfigError("the query is empty; say what to look for")
             return self.model.embed_texts(query)[0]
-        try:
-            return self.model.embed_images(query)[0]
-        except BadSample as bad:
-            name = query if isinstance(query, Path) else "the query's picture"
-            raise DataError(f"{name}: no readable picture: {bad}") from None
+        return self.model.embed_images(query)[0]
 
     def add(self, data: Data, *, log: Log = print) -> int:
         """Add a data set as new segments; returns the number of pictures added.
