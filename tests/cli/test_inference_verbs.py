@@ -146,6 +146,20 @@ def test_eval_writes_results(folder, data, tmp_path, capsys):
     assert main(["eval", folder, str(suite), "--out", str(out)]) == 2
 
 
+def test_eval_of_a_run_writes_its_results_once(model, data, tmp_path, capsys):
+    run, suite = tmp_path / "run", tmp_path / "suite.yaml"
+    model.save(run / "model")
+    (run / "config.yaml").touch()
+    suite.write_text(f"tasks: [{{task: zero_shot, split: val, data: {data}, templates: none}}]")
+    assert main(["eval", str(run), str(suite)]) == 0
+    assert f"written: {run}/results.json" in capsys.readouterr().out
+    assert json.loads((run / "eval/zero_shot-val.json").read_text())["fingerprint"]
+    (run / "results.json").write_text("another suite's")
+    assert main(["eval", str(run), str(suite)]) == 0
+    assert f"not written: {run}/results.json is kept" in capsys.readouterr().out
+    assert (run / "results.json").read_text() == "another suite's"
+
+
 def test_search_prints_a_table_that_captions_cannot_paint(index, capsys):
     assert main(["search", index, "a red square", "-k", "2"]) == 0
     out = capsys.readouterr().out

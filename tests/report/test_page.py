@@ -145,7 +145,7 @@ def test_data_that_is_gone_leaves_the_words(run, tmp_path, parse):
 def hostile(inputs):
     """The inputs of a run of which every text is an attack."""
     query = Query(HOSTILE, 3, [HOSTILE], [Hit(HOSTILE, 0.5, False), Hit(LINK, 0.4, True)])
-    common = {"split": HOSTILE, "protocol": HOSTILE, "data": HOSTILE}
+    common = {"split": HOSTILE, "protocol": HOSTILE, "data": HOSTILE, "fingerprint": HOSTILE}
     top = [(HOSTILE, 0.6), (LINK, 0.4)]
     confusion = Confusion(LINK, HOSTILE, 2)
     picture = Classified(HOSTILE, LINK, top)
