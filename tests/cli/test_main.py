@@ -196,6 +196,8 @@ def test_interrupting_exits_130_without_a_traceback(vlm_with_probes):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore it, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -238,6 +240,10 @@ def modules_after(script: str) -> set[str]:
 def test_no_verb_imports_anything_heavy_before_it_runs():
     names = ", ".join(f"vlm.cli.{verb.replace(' ', '_')}" for verb in VERBS)
     assert not modules_after(f"import {names}") & HEAVY
+
+
+def test_a_report_needs_no_torch():
+    assert "torch" not in modules_after("import vlm.report.page")
 
 
 def test_the_package_imports_its_names_when_they_are_used():
