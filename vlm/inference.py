@@ -97,6 +97,23 @@ class VisionLanguageModel:
         """Features of pictures that are cut to size but still uint8."""
         return self.encode_image(self._normalized(images), normalize=normalize)
 
+    def pixels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "B 3 S S"]:
+        """Pictures cut to the model's size, still uint8.
+
+        Raises:
+            ConfigError: A file that cannot be read, or what is no picture at all.
+            DataError: A picture is damaged, or of a format that is not read.
+        """
+        return torch.stack([self._pixel(picture) for picture in pictures])
+
+    def _pixel(self, picture: Picture) -> Tensor:
+        try:
+            return self.transform(_open(picture))
+        except BadSample as error:
+            kind = f"a picture ({type(picture).__name__})"
+            name = picture if isinstance(picture, str | Path) else kind
+            raise DataError(f"{name}: no readable picture: {error}") from error
+
     def embed_images(
         self, images: Picture | Iterable[Picture], *, batch_size: int = 64
     ) -> Float[Tensor, "N D"]:
@@ -165,7 +182,7 @@ class VisionLanguageModel:
         captions: list[str] = []
         for chunk in _chunks(_each(images), batch_size):
             captions += self.caption_pixels(
-                self._pixels(chunk), prompt=prompt, max_length=max_length
+                self.pixels(chunk), prompt=prompt, max_length=max_length
             )
         return captions
 
@@ -218,23 +235,13 @@ class VisionLanguageModel:
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images.to(self.device), self.preprocess.mean, self.preprocess.std)
 
-    def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        return torch.stack([self._pixel(picture) for picture in pictures])
-
-    def _pixel(self, picture: Picture) -> Tensor:
-        try:
-            return self.transform(_open(picture))
-        except BadSample as error:
-            name = picture if isinstance(picture, str | Path) else f"a {type(picture).__name__}"
-            raise DataError(f"{name}: no readable picture: {error}") from error
-
     def _by_batch(
         self,
         images: Picture | Iterable[Picture],
         batch_size: int,
         encode: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        rows = [encode(self._pixels(chunk)) for chunk in _chunks(_each(images), batch_size)]
+        rows = [encode(self.pixels(chunk)) for chunk in _chunks(_each(images), batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
 
 

@@ -97,8 +97,8 @@ def _scales(names: Iterable[str], lr_scale: Mapping[str, float]) -> dict[str, fl
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024), at the size of AdamW's updates (2502.16982).
 
-    `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`, with equal shapes stacked: a matrix at
-    a time, the 38 small matrices of the quickstart took 136 of a step's 437 ms.
+    `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`, with equal shapes stacked: small
+    matrices one at a time keep no core busy (benchmarks/quickstart_parts.py).
 
     Args:
         params: Matrices, or groups of them.
@@ -118,7 +118,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}

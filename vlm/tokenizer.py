@@ -102,7 +102,7 @@ def clean_text(text: str) -> str:
 
     Any Unicode comes out encodable: lone surrogates turn into U+FFFD.
     """
-    # ftfy has nothing to repair in printable ASCII; it takes 70 us a caption, all the rest 27.
+    # ftfy has nothing to repair in printable ASCII, and would take most of the time.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

@@ -5,53 +5,23 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from PIL import Image
 from webdataset import TarWriter
 
 from vlm.cli.main import main
-from vlm.config.schema import CaptionerConfig, ImageConfig, ModelConfig, TextConfig
-from vlm.heads.model import build_model
-from vlm.inference import VisionLanguageModel
 from vlm.retrieval.tables import new_csv, safe_cell
-from vlm.tokenizer import train_bpe
 
 COLOURS = ["red", "green", "blue"]
 
 
-def encoded(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 36), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def save_model(folder, captioner):
-    torch.set_num_threads(1)  # on tensors this small, threads only wait for one another
-    torch.manual_seed(0)
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageConfig(
-            name="vit_tiny_patch16_224",
-            image_size=32,
-            kwargs={"embed_dim": 32, "depth": 1, "num_heads": 2},
-        ),
-        text=TextConfig(context_length=24, width=32, depth=1, num_heads=2),
-        captioner=captioner,
-    )
-    tokenizer = train_bpe(COLOURS, vocab_size=300, context_length=24)
-    network = build_model(config, tokenizer)
-    VisionLanguageModel(network, config, tokenizer, torch.device("cpu")).save(folder)
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("with") / "model"
+    model.save(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("with") / "model"
-    return save_model(folder, CaptionerConfig(width=32, depth=1, num_heads=2))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(encoded, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "squares-0000.tar"
     with TarWriter(str(path)) as writer:
         for colour in COLOURS:
@@ -67,19 +37,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def index(model, data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("index") / "squares"
-    assert main(["index", model, data, str(folder)]) == 0
-    return str(folder)
+def index(folder, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("index") / "squares"
+    assert main(["index", folder, data, str(out)]) == 0
+    return str(out)
 
 
 def rows_of(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_classify_prints_csv_with_ranked_labels(model, data, capsys):
+def test_classify_prints_csv_with_ranked_labels(folder, data, capsys):
     assert (
-        main(["classify", model, data, "--labels", "red, green,blue", "--templates", "none"]) == 0
+        main(["classify", folder, data, "--labels", "red, green,blue", "--templates", "none"]) == 0
     )
     rows = rows_of(capsys.readouterr().out)
     assert [row["key"] for row in rows] == ["'=1+red", "'=1+green", "'=1+blue"]
@@ -92,7 +62,7 @@ def test_classify_prints_csv_with_ranked_labels(model, data, capsys):
         assert total == pytest.approx(1, abs=1e-5)
 
 
-def test_classify_says_what_python_says(model, data, tmp_path, capsys):
+def test_classify_says_what_python_says(folder, data, tmp_path, capsys):
     from vlm.data.dataset import open_shards
     from vlm.hub.load import load
 
@@ -100,7 +70,7 @@ def test_classify_says_what_python_says(model, data, tmp_path, capsys):
     (tmp_path / "labels.txt").write_text("red\n\nblue\n")
     command = [
         "classify",
-        model,
+        folder,
         data,
         "--labels-file",
         str(tmp_path / "labels.txt"),
@@ -109,20 +79,29 @@ def test_classify_says_what_python_says(model, data, tmp_path, capsys):
     ]
     assert main(command) == 0
     images = [open_shards(data).read(i).image for i in range(3)]
-    expected = load(model, "cpu").classify(images, ["red", "blue"])
+    expected = load(folder, "cpu").classify(images, ["red", "blue"])
     assert [row["label"] for row in rows_of(out.read_text())] == [p.label for p in expected]
     assert main(command) == 2
     assert f"error: {out} exists" in capsys.readouterr().err
 
 
-def test_classify_takes_one_image_file(model, tmp_path, capsys):
+def test_classify_takes_one_image_file(folder, encoded, tmp_path, capsys):
     path = tmp_path / "red.png"
     path.write_bytes(encoded("red"))
-    assert main(["classify", model, str(path), "--labels", "red,blue"]) == 0
+    assert main(["classify", folder, str(path), "--labels", "red,blue"]) == 0
     assert rows_of(capsys.readouterr().out)[0]["key"] == "red.png"
     path.write_bytes(b"no picture")
-    assert main(["classify", model, str(path), "--labels", "red,blue"]) == 3
-    assert "no readable picture" in capsys.readouterr().err
+    assert main(["classify", folder, str(path), "--labels", "red,blue"]) == 3
+    captured = capsys.readouterr()
+    assert f"{path}: no readable picture" in captured.err
+    assert captured.out == ""
+
+
+def test_a_column_of_an_image_file_is_refused(folder, encoded, tmp_path, capsys):
+    path = tmp_path / "red.png"
+    path.write_bytes(encoded("red"))
+    assert main(["caption", folder, str(path), "--image-column", "a"]) == 2
+    assert 'column "a" is for tables' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -136,35 +115,49 @@ def test_classify_takes_one_image_file(model, tmp_path, capsys):
         (["--labels", "a", "--labels-file", "b"], "not allowed with"),
     ],
 )
-def test_classify_names_what_is_wrong(model, data, arguments, message, capsys):
-    assert main(["classify", model, data, *arguments]) == 2
+def test_classify_names_what_is_wrong(folder, data, arguments, message, capsys):
+    assert main(["classify", folder, data, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_caption_prints_what_python_says(model, data, capsys):
+def test_caption_prints_what_python_says(folder, data, capsys):
     from vlm.data.dataset import open_shards
     from vlm.hub.load import load
 
-    assert main(["caption", model, data, "--prompt", "a"]) == 0
+    assert main(["caption", folder, data, "--prompt", "a"]) == 0
     rows = rows_of(capsys.readouterr().out)
     images = [open_shards(data).read(i).image for i in range(3)]
-    expected = [safe_cell(text) for text in load(model, "cpu").caption(images, prompt="a")]
+    expected = [safe_cell(text) for text in load(folder, "cpu").caption(images, prompt="a")]
     assert [row["caption"] for row in rows] == expected
 
 
-def test_caption_without_a_captioner_says_how_to_train_one(data, tmp_path, capsys):
-    folder = save_model(tmp_path / "model", None)
-    assert main(["caption", folder, data]) == 2
+def test_caption_without_a_captioner_says_how_to_train_one(make_model, data, tmp_path, capsys):
+    make_model(captioner=False).save(tmp_path / "model")
+    assert main(["caption", str(tmp_path / "model"), data]) == 2
     assert "no captioner; train one: vlm train" in capsys.readouterr().err
 
 
-def test_eval_writes_results(model, data, tmp_path, capsys):
+def test_eval_writes_results(folder, data, tmp_path, capsys):
     suite, out = tmp_path / "suite.yaml", tmp_path / "out.json"
     suite.write_text(f"tasks: [{{task: zero_shot, split: val, data: {data}, templates: none}}]")
-    assert main(["eval", model, str(suite), "--out", str(out)]) == 0
+    assert main(["eval", folder, str(suite), "--out", str(out)]) == 0
     assert "zero_shot" in capsys.readouterr().out
     assert json.loads(out.read_text())[0]["metric"] == "acc1"
-    assert main(["eval", model, str(suite), "--out", str(out)]) == 2
+    assert main(["eval", folder, str(suite), "--out", str(out)]) == 2
+
+
+def test_eval_of_a_run_writes_its_results_once(model, data, tmp_path, capsys):
+    run, suite = tmp_path / "run", tmp_path / "suite.yaml"
+    model.save(run / "model")
+    (run / "config.yaml").touch()
+    suite.write_text(f"tasks: [{{task: zero_shot, split: val, data: {data}, templates: none}}]")
+    assert main(["eval", str(run), str(suite)]) == 0
+    assert f"written: {run}/results.json" in capsys.readouterr().out
+    assert json.loads((run / "eval/zero_shot-val.json").read_text())["fingerprint"]
+    (run / "results.json").write_text("another suite's")
+    assert main(["eval", str(run), str(suite)]) == 0
+    assert f"not written: {run}/results.json is kept" in capsys.readouterr().out
+    assert (run / "results.json").read_text() == "another suite's"
 
 
 def test_search_prints_a_table_that_captions_cannot_paint(index, capsys):
@@ -181,7 +174,7 @@ def test_search_prints_json(index, capsys):
     assert list(hits[0]) == ["key", "score", "caption", "meta"]
 
 
-def test_search_by_an_image_file(index, tmp_path, capsys):
+def test_search_by_an_image_file(index, encoded, tmp_path, capsys):
     path = tmp_path / "q.png"
     path.write_bytes(encoded("blue"))
     assert main(["search", index, str(path), "--json", "-k", "1"]) == 0
@@ -207,8 +200,8 @@ def test_search_names_what_is_wrong_with_a_filter(index, where, message, capsys)
     assert message in capsys.readouterr().err
 
 
-def test_index_refuses_a_folder_that_holds_something(model, data, index, capsys):
-    assert main(["index", model, data, index]) == 2
+def test_index_refuses_a_folder_that_holds_something(folder, data, index, capsys):
+    assert main(["index", folder, data, index]) == 2
     assert "exists" in capsys.readouterr().err
 
 
@@ -221,8 +214,8 @@ def test_a_cell_is_never_a_formula(text):
 
 def test_a_csv_that_is_not_finished_is_removed(tmp_path):
     path = tmp_path / "x.csv"
-    with pytest.raises(ZeroDivisionError), new_csv(path) as write:
-        write([1 / (write(["a"]) and 0)])
+    with pytest.raises(ZeroDivisionError), new_csv(path, ["a"]) as write:
+        write([1 / (write([1]) or 0)])
     assert not path.exists()
 
 

@@ -154,6 +154,12 @@ def test_settings_that_do_not_fit_are_errors(
     assert str(caught.value) == problem
 
 
+def test_a_folder_that_is_not_there_is_an_error(table: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_data("pictures/")
+    assert str(caught.value).startswith("pictures/: no such folder; the folder . holds ")
+
+
 def test_a_table_that_is_not_there_is_an_error(table: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_data("photo.csv", log=pytest.fail)

@@ -1,66 +1,40 @@
 """A run as the other rooms write it: a tiny model measured on real shards, a log, a config."""
 
-import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 from webdataset import TarWriter
 
 from vlm.config.load import dump_config, load_config
-from vlm.config.schema import CaptionerConfig, ImageConfig, ModelConfig, TextConfig
 from vlm.eval.suite import evaluate
-from vlm.heads.model import build_model
-from vlm.inference import VisionLanguageModel
-from vlm.tokenizer import train_bpe
 from vlm.training.run_log import RunLog
 from vlm.training.step import StepResult
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
 
 
-def write_squares(path, captions=lambda colour: [f"a {colour} square"]):
-    """12 pictures of 6 colours; the largest is 200 pixels wide."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TarWriter(str(path)) as writer:
-        for number, colour in enumerate(COLOURS * 2):
-            buffer = io.BytesIO()
-            Image.new("RGB", (200 if number < 6 else 40, 36), colour).save(buffer, "PNG")
-            meta = {"captions": captions(colour), "label": colour}
-            fields = {"png": buffer.getvalue(), "json": json.dumps(meta).encode()}
-            writer.write({"__key__": f"{number // 6}-{colour}", **fields})
-    return path
-
-
 @pytest.fixture(scope="session")
-def squares():
-    return write_squares
+def squares(encoded):
+    """Writes 12 pictures of 6 colours; the largest is 200 pixels wide."""
+
+    def squares(path, captions=lambda colour: [f"a {colour} square"]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TarWriter(str(path)) as writer:
+            for number, colour in enumerate(COLOURS * 2):
+                meta = {"captions": captions(colour), "label": colour}
+                png = encoded(colour, width=200 if number < 6 else 40)
+                fields = {"png": png, "json": json.dumps(meta).encode()}
+                writer.write({"__key__": f"{number // 6}-{colour}", **fields})
+        return path
+
+    return squares
 
 
 @pytest.fixture(scope="session")
 def parse():
     return Page
-
-
-@pytest.fixture(scope="session")
-def model():
-    torch.manual_seed(0)
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageConfig(
-            name="vit_tiny_patch16_224",
-            image_size=32,
-            kwargs={"embed_dim": 32, "depth": 1, "num_heads": 2},
-        ),
-        text=TextConfig(context_length=12, width=32, depth=1, num_heads=2),
-        captioner=CaptionerConfig(width=32, depth=1, num_heads=2),
-    )
-    tokenizer = train_bpe(["a red square"], vocab_size=300, context_length=12)
-    module = build_model(config, tokenizer)
-    return VisionLanguageModel(module, config, tokenizer, torch.device("cpu"))
 
 
 def write_log(path, num_steps=3):
@@ -85,10 +59,10 @@ def write_log(path, num_steps=3):
 
 
 @pytest.fixture(scope="session")
-def run(model, tmp_path_factory) -> Path:
+def run(model, squares, tmp_path_factory) -> Path:
     """Everything a run folder can hold. Not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "squares"
-    shards = write_squares(folder.parent / "data" / "squares-0000.tar")
+    shards = squares(folder.parent / "data" / "squares-0000.tar")
     suite = folder.parent / "suite.yaml"
     tasks = [
         {"task": task, "split": split, "data": str(shards)}

@@ -145,7 +145,7 @@ def test_data_that_is_gone_leaves_the_words(run, tmp_path, parse):
 def hostile(inputs):
     """The inputs of a run of which every text is an attack."""
     query = Query(HOSTILE, 3, [HOSTILE], [Hit(HOSTILE, 0.5, False), Hit(LINK, 0.4, True)])
-    common = {"split": HOSTILE, "protocol": HOSTILE, "data": HOSTILE}
+    common = {"split": HOSTILE, "protocol": HOSTILE, "data": HOSTILE, "fingerprint": HOSTILE}
     top = [(HOSTILE, 0.6), (LINK, 0.4)]
     confusion = Confusion(LINK, HOSTILE, 2)
     picture = Classified(HOSTILE, LINK, top)
@@ -208,7 +208,7 @@ def test_a_file_that_is_no_report_is_not_overwritten(run, tmp_path):
     with pytest.raises(DiskError, match="cannot write"):
         write_report(run, tmp_path)
     with pytest.raises(DiskError, match="cannot write"):
-        write_report(run, tmp_path / "no" / "folder.html")
+        write_report(run, out / "below-a-file.html")
 
 
 def test_the_command_line(run, tmp_path, capsys):
@@ -245,8 +245,7 @@ def test_contrast_is_aa_in_light_and_dark(html, scheme, ink, paper, least):
     assert (light + 0.05) / (dark + 0.05) >= least
 
 
-@pytest.mark.system
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.system("chromium")
 def test_a_browser_shows_it_without_complaint(run, tmp_path):
     path = write_report(run, tmp_path / "report.html")
     options = (

@@ -1,8 +1,10 @@
+import json
 import os
 import random
 import shutil
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,13 @@ def kill_at(process, run, step):
         time.sleep(0.005)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_says_when_it_started(finished_run):
+    command = json.loads((finished_run / "command.json").read_text())
+    started = datetime.fromisoformat(command["started"])
+    assert started.tzinfo == UTC
+    assert started < datetime.now(UTC)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(start, finished_run, metrics, tmp_path):

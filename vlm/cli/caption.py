@@ -5,18 +5,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vlm.cli.arguments import add_data, add_device, add_model, data_options
+
 HELP = "describe pictures: CSV with a caption for each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
-    parser.add_argument("data", metavar="DATA", help="shards, an image folder, a table or an image")
+    add_model(parser)
+    add_data(parser, "shards, an image folder, a table or an image")
     parser.add_argument("--prompt", metavar="TEXT", help="how each caption begins")
     parser.add_argument("--out", metavar="FILE", type=Path, help="CSV file (default: print it)")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,13 +41,11 @@ def run(args: argparse.Namespace) -> int:
     batches = pictures_of(
         model,
         args.data,
-        image_column=args.image_column,
-        caption_column=args.caption_column,
+        **data_options(args),
         description="captioning",
         log=partial(print, file=sys.stderr),
     )
-    with new_csv(args.out) as write:
-        write(["key", "caption"])
+    with new_csv(args.out, ["key", "caption"]) as write:
         for batch in batches:
             captions = model.caption_pixels(batch.images, prompt=args.prompt)
             for item, caption in zip(batch.items, captions, strict=True):

@@ -5,14 +5,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vlm.cli.arguments import add_data, add_device, add_model, data_options
+
 HELP = "name what pictures show: CSV with the likeliest labels of each"
 TOP = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
-    parser.add_argument("data", metavar="DATA", help="shards, an image folder, a table or an image")
+    add_model(parser)
+    add_data(parser, "shards, an image folder, a table or an image")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", metavar="A,B", help="the labels to choose from")
     labels.add_argument("--labels-file", metavar="FILE", help="the same, one a line")
@@ -23,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="none, simple, openai, openai_simple, or a file with one {} a line (default simple)",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="CSV file (default: print it)")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
     batches = pictures_of(
         model,
         args.data,
-        image_column=args.image_column,
-        caption_column=args.caption_column,
+        **data_options(args),
         description="classifying",
         log=partial(print, file=sys.stderr),
     )
-    with new_csv(args.out) as write:
-        write(["key", "label", "probability", *_columns(min(TOP, len(labels)))])
+    header = ["key", "label", "probability", *_columns(min(TOP, len(labels)))]
+    with new_csv(args.out, header) as write:
         for batch in batches:
             features = model.encode_pixels(batch.images).float().cpu()
             found = predict(features, weights, labels, logit_scale=model.logit_scale, top=TOP)

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from vlm.cli.arguments import add_data, data_options
+
 if TYPE_CHECKING:
     from vlm.data.shards import ShardIndex
 
@@ -11,18 +13,14 @@ HELP = "index shards, and list their samples and damages"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    parser.add_argument("data", metavar="DATA", help="shards, an image folder or a table")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
+    add_data(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Indexes, and prints one line a shard and the fingerprint of all."""
     from vlm.curate.source import open_data
 
-    dataset = open_data(
-        args.data, image_column=args.image_column, caption_column=args.caption_column
-    )
+    dataset = open_data(args.data, **data_options(args))
     rows = [_row(shard) for shard in dataset.shards]
     size_bytes = sum(shard.size_bytes for shard in dataset.shards)
     rejects = sum(dataset.rejects.values())

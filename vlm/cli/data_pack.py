@@ -3,19 +3,15 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_data
+
 HELP = "write an image folder or a table as shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    parser.add_argument("data", metavar="DATA", help="an image folder, or a CSV/TSV/JSONL/Parquet")
+    add_data(parser, "an image folder, or a CSV, TSV, JSONL or Parquet table")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument(
-        "--caption-column",
-        metavar="NAME",
-        help="of a table, several with commas between; guessed if not given",
-    )
     parser.add_argument(
         "--shard-size-mb", metavar="MB", type=int, default=256, help="largest shard (%(default)s)"
     )

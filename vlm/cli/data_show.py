@@ -3,17 +3,17 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_data, data_options
+
 HELP = "draw a contact sheet of samples with their captions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
-    parser.add_argument("data", metavar="DATA", help="shards, an image folder or a table")
+    add_data(parser)
     parser.add_argument("--out", metavar="PNG", type=Path, required=True, help="the sheet to write")
     parser.add_argument("--n", type=int, default=32, help="how many samples (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (%(default)s)")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,9 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.n < 1 or args.seed < 0:
         raise ConfigError("--n must be at least 1 and --seed at least 0")
-    dataset = open_data(
-        args.data, image_column=args.image_column, caption_column=args.caption_column
-    )
+    dataset = open_data(args.data, **data_options(args))
     drawn = contact_sheet(dataset, args.out, n=args.n, seed=args.seed)
     print(f"{args.out}: {drawn} of {len(dataset)} samples")
     return 0

@@ -3,19 +3,19 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_data, data_options
+
 HELP = "train a tokenizer on the captions of DATA"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("data", metavar="DATA", help="shard pattern, image folder or table")
+    add_data(parser)
     parser.add_argument("--vocab-size", type=int, default=2048, help="number of ids (default 2048)")
     parser.add_argument(
         "--context-length", type=int, default=77, help="tokens a caption, cut there (default 77)"
     )
     parser.add_argument("--out", type=Path, default=Path("tokenizer.json"), help="file to write")
-    parser.add_argument("--image-column", help="of a table; guessed when absent")
-    parser.add_argument("--caption-column", help="of a table; guessed when absent")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise ConfigError(f"--out {args.out} exists; name another file or remove it")
-    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
-    captions = list(open_data(args.data, **columns, require_captions=True).captions())
+    captions = list(open_data(args.data, **data_options(args), require_captions=True).captions())
     tokenizer = train_bpe(captions, vocab_size=args.vocab_size, context_length=args.context_length)
     tokenizer.save(args.out)
 

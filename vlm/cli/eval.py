@@ -3,20 +3,26 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_device, add_model
+
 HELP = "score a model on the tasks of a suite; each number has n, a 95% interval and chance"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
+    add_model(parser)
     parser.add_argument("suite", metavar="SUITE", help="YAML file with a list of tasks")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="JSON file of results; details go to FILE-eval/"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="JSON file of results, details beside it; default: results.json of a run folder that "
+        "has none yet, where vlm report finds it, else nothing is written",
     )
     parser.add_argument(
         "--batch-size", type=int, default=64, help="pictures at a time (default 64)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,11 +33,25 @@ def run(args: argparse.Namespace) -> int:
         DataError: Data is missing, damaged, or lacks what a task needs.
     """
     from vlm.errors import ConfigError
-    from vlm.eval.suite import evaluate
+    from vlm.eval.suite import details_folder, evaluate
     from vlm.retrieval.tables import refuse_existing
 
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size ({args.batch_size}) must be at least 1")
     refuse_existing(args.out)
-    evaluate(args.model, args.suite, out=args.out, device=args.device, batch_size=args.batch_size)
+    out = args.out or _results_of_run(Path(args.model))
+    evaluate(args.model, args.suite, out=out, device=args.device, batch_size=args.batch_size)
+    if out is not None:
+        print(f"written: {out}, {details_folder(out)}/")
     return 0
+
+
+def _results_of_run(folder: Path) -> Path | None:
+    """Where a run's first results go; None where there are some, or where it is no run."""
+    if not (folder / "config.yaml").is_file():
+        return None
+    path = folder / "results.json"
+    if path.exists():
+        print(f"not written: {path} is kept as it is; --out FILE saves these results")
+        return None
+    return path

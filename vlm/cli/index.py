@@ -5,17 +5,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vlm.cli.arguments import add_data, add_device, add_model, data_options
+
 HELP = "embed pictures into a searchable folder, with the model inside"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", metavar="MODEL", help="run folder or model folder")
-    parser.add_argument("data", metavar="DATA", help="shards, an image folder or a table")
+    add_model(parser)
+    add_data(parser)
     parser.add_argument("index", metavar="INDEX", type=Path, help="folder to write; new or empty")
-    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     check_new(args.index)
     log = partial(print, file=sys.stderr)
     model = load(args.model, device=args.device)
-    dataset = open_data(
-        args.data, image_column=args.image_column, caption_column=args.caption_column, log=log
-    )
+    dataset = open_data(args.data, **data_options(args), log=log)
     index = Index.build(model, dataset, args.index, log=log)
     print(f"{args.index}: {len(index):,} pictures; fields to filter by: {', '.join(index.fields)}")
     return 0

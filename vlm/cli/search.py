@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.cli.arguments import add_device
+
 if TYPE_CHECKING:
     from vlm.retrieval.index import Hit
 
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="FILE", type=Path, help="also write a page with thumbnails"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -150,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         self.depth = self.num_values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs
         self.depth += 1
         self.num_values += 1
         if problem := self._refusal(event):

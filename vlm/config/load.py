@@ -80,7 +80,7 @@ def _check_duration(config: Config) -> Iterator[Problem]:
     train, keys = config.train, ("train.steps", "train.epochs")
     if train.steps is not None and train.epochs is not None:
         text = f"steps or epochs, not both: train.steps is {train.steps}"
-        yield Problem(keys, f"{text} and train.epochs is {train.epochs:g}")
+        yield Problem(keys, f"{text} and train.epochs is {train.epochs:g}; set one to null")
     if config.data.train is not None and train.steps is None and train.epochs is None:
         text = "train.steps or train.epochs must say how long to train on data.train"
         yield Problem((*keys, "data.train"), text)

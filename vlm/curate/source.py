@@ -114,6 +114,8 @@ def _patterns(data: str) -> list[str] | None:
     path = Path(data).expanduser()
     if path.is_dir():
         return sorted(str(tar) for tar in path.glob("*.tar")) or None
+    if data.endswith("/"):
+        raise DataError(f"{data}: no such folder; {neighbours(data)}")
     if path.suffix.lower() not in TABLE_SUFFIXES:
         return [data]
     if not path.is_file():

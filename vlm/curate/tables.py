@@ -154,7 +154,7 @@ def _scalar(cell: Any) -> Any:
 
 def _column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
-        return _parquet(path).schema_arrow.names  # type: ignore[no-any-return]
+        return list(_parquet(path).schema_arrow.names)
     if path.suffix.lower() in (".csv", ".tsv"):
         return next(_cells(path))[1]
     names: dict[str, None] = {}

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vlm.config.find import YamlError, read_text, read_yaml
 from vlm.curate.source import open_data
-from vlm.errors import ConfigError, DiskError, VlmError
+from vlm.errors import ConfigError, VlmError
 from vlm.eval.source import Outcome, Source
 from vlm.eval.tasks import TASKS, Task
 from vlm.hub.load import load
@@ -62,10 +62,11 @@ def evaluate(
     results: list[Result] = []
     sources: dict[str, Source] = {}
     for task in _fitting(tasks, model, log):
-        outcome = _run(task, model, sources, batch_size, log)
+        source, outcome = _run(task, model, sources, batch_size, log)
         results += _results(task, outcome)
         if out is not None:
-            _write(details_folder(Path(out)) / f"{task.name}.json", _details(task, outcome))
+            details = _details(task, outcome, source.dataset.fingerprint)
+            _write(details_folder(Path(out)) / f"{task.name}.json", details)
     if out is not None:
         _write(Path(out), results)
     log(render(results))
@@ -177,14 +178,14 @@ def _fitting(tasks: list[Task], model: VisionLanguageModel, log: Log) -> list[Ta
 
 def _run(
     task: Task, model: VisionLanguageModel, sources: dict[str, Source], batch_size: int, log: Log
-) -> Outcome:
+) -> tuple[Source, Outcome]:
     """Run a task on its data, which is opened and embedded once for all tasks."""
     try:
         key = json.dumps(task.data)
         if key not in sources:
             dataset = open_data(task.data, log=log)
             sources[key] = Source(model, dataset, batch_size=batch_size, log=log)
-        return task.run(sources[key])
+        return sources[key], task.run(sources[key])
     except VlmError as error:
         raise type(error)([f"{task.name}: {problem}" for problem in error.problems]) from error
 
@@ -205,15 +206,11 @@ def _results(task: Task, outcome: Outcome) -> list[Result]:
     ]
 
 
-def _details(task: Task, outcome: Outcome) -> dict[str, Any]:
+def _details(task: Task, outcome: Outcome, fingerprint: str) -> dict[str, Any]:
     head = {"task": task.task, "split": task.split, "protocol": outcome.protocol}
-    return {**head, "data": task.data, **outcome.details}
+    return {**head, "data": task.data, "fingerprint": fingerprint, **outcome.details}
 
 
 def _write(path: Path, values: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{path.parent}: cannot make the folder: {error.strerror}") from error
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text.encode())

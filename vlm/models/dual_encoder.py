@@ -86,5 +86,5 @@ class DualEncoder(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Rows of length 1, in fp32: bf16's 8 bits of mantissa would move the logits by up to 1%."""
+    """Rows of length 1, in fp32: bf16's 8 bits of mantissa would blur the logits."""
     return F.normalize(features.float(), dim=-1)

@@ -59,8 +59,8 @@ class ConvStem(nn.Module):
     def forward(self, x: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N W"]:
         """Pixels to tokens.
 
-        Channels are last in memory throughout: with gradients in any other layout oneDNN's bf16
-        convolution backward is up to five times slower.
+        Channels are last in memory throughout: with gradients in another layout oneDNN's bf16
+        convolution backward is slower (benchmarks/quickstart_parts.py).
         """
         x = x.contiguous(memory_format=torch.channels_last)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
@@ -167,7 +167,8 @@ def _create_trunk(name: str, image_size: int, settings: dict[str, Any]) -> nn.Mo
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         raise ConfigError(f'model.image.name: timm has no "{name}"; near: {", ".join(near)}')
-    if timm.get_pretrained_cfg(name).fixed_input_size:  # type: ignore[union-attr]
+    pretrained: Any = timm.get_pretrained_cfg(name)  # not None: the model exists
+    if pretrained.fixed_input_size:
         settings["img_size"] = image_size
     try:
         trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="", **settings)

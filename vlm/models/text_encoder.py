@@ -16,7 +16,7 @@ def trim(tokens: Int[Tensor, "B L"], eot_id: int) -> Int[Tensor, "B T"]:
     """The tokens without the columns that are padding in every row.
 
     Equal to running the padded batch: under causal attention no position before the end-of-text
-    token sees what follows it. CLIP pads all texts to 77, 40% of ViT-B/32's forward FLOPs.
+    token sees what follows it. CLIP pads all texts to 77 tokens.
     """
     return tokens[:, : int(text_lengths(tokens, eot_id).max())] if len(tokens) else tokens
 

@@ -27,8 +27,8 @@ def attention(
 ) -> Float[Tensor, "B H L K"]:
     """softmax(q k^T / sqrt(K)) v, by whatever is fastest.
 
-    PyTorch's fused kernel, but for bf16 on the CPU: there its backward is 2 to 10 times slower than
-    plain matrix products at up to 200 tokens (torch 2.13, AMX).
+    PyTorch's fused kernel, but for bf16 on the CPU: there plain matrix products are faster at the
+    lengths of captions and small images (benchmarks/quickstart_parts.py).
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -79,6 +79,9 @@ def _gallery(details: D, pictures: Pictures, gallery: Callable[[D, Album], Html]
     problem = None
     if album.problem:
         problem = element("p", f"Without pictures: {album.problem}", class_="absent")
+    elif album.fingerprint != details.fingerprint:
+        text = "The data has changed since it was measured; the pictures are of today's."
+        problem = element("p", text, class_="absent")
     return join(problem, gallery(details, album))
 
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from vlm.config.find import YamlError, read_text, read_yaml
 from vlm.errors import ConfigError, DataError
-from vlm.training.run_log import read_metrics
+from vlm.runtime.files import read_json_lines
 
 _READ = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -88,6 +88,7 @@ class Details:
     split: str
     protocol: str
     data: str | list[str]
+    fingerprint: str
 
 
 @dataclass(frozen=True, config=_READ)
@@ -179,7 +180,7 @@ def read_run(folder: Path) -> Inputs:
     results = _read(folder / "results.json", list[Result]) or []
     config = folder / "config.yaml"
     text = read_text(config) if config.is_file() else ""
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)]
+    lines = [line for line in read_json_lines(folder / "metrics.jsonl") if isinstance(line, dict)]
     return Inputs(
         folder=folder,
         command=_read(folder / "command.json", dict[str, Any]) or {},

@@ -34,6 +34,11 @@ class Album:
     sample_ids: dict[str, int] = field(default_factory=dict)
     made: dict[int, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the data as it is now; empty if it was not opened."""
+        return "" if self.dataset is None else self.dataset.fingerprint
+
     def show(self, key: str, *, class_: str = "") -> Html:
         """The picture of a sample, described by its first caption; or a frame that says why not."""
         classes = f"picture {class_}".strip()

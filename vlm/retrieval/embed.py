@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from vlm.curate.source import open_data
+from vlm.curate.source import Columns, open_data
 from vlm.data.dataset import Dataset
 from vlm.data.loader import EvalBatch, evaluation_batches
-from vlm.data.samples import BadSample
 from vlm.data.tar import IMAGE_SUFFIXES
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel
@@ -164,11 +163,13 @@ def pictures_of(
     """The readable pictures of DATA, which may also be one image file, batch by batch.
 
     Raises:
-        ConfigError: A column that is not there.
+        ConfigError: A column that is not there, or of what is no table.
         DataError: DATA cannot be opened, or not one picture can be read.
     """
     if is_image_file(data):
-        yield _one_picture(model, Path(data))
+        Columns(image_column, caption_column).refuse(f"{data} is an image")
+        item = Item(Path(data).name, (), {})
+        yield Pictures(model.pixels([data]), torch.tensor([0]), [item], {})
         return
     dataset = open_data(data, image_column=image_column, caption_column=caption_column, log=log)
     num_pictures = 0
@@ -184,13 +185,3 @@ def is_image_file(name: str) -> bool:
     """Whether a name is that of an image file that exists."""
     path = Path(name)
     return path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES and os.path.isfile(path)
-
-
-def _one_picture(model: VisionLanguageModel, path: Path) -> Pictures:
-    try:
-        images = model.transform(path.read_bytes())[None]
-    except BadSample as bad:
-        raise DataError(f"{path}: no readable picture: {bad}") from None
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    return Pictures(images, torch.tensor([0]), [Item(path.name, (), {})], {})

@@ -10,6 +10,7 @@ it, nor `not` of one.
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import reduce
 from itertools import pairwise
 from typing import Any, Literal, NoReturn
@@ -67,11 +68,25 @@ def parse(expression: str) -> Filter:
         raise ConfigError(f"where: {expression[:200]}: {reason}; {_HINT}") from None
 
 
+def parse_known(expression: str, known: Sequence[str]) -> Filter:
+    """As `parse`, for rows whose fields are known.
+
+    Raises:
+        ConfigError: As `parse`, or a field that no row has.
+    """
+    rule = parse(expression)
+    for field in sorted(rule.fields - set(known)):
+        near = get_close_matches(field, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+        raise ConfigError(f"where: no picture has the field {field!r}; {hint}")
+    return rule
+
+
 def column_of(values: Sequence[object], kind: Kind) -> Any:
     """An Arrow array of the values of one kind, null in the place of all others."""
     kept = [value if _kind(value) == kind else None for value in values]
     if kind == "number" and any(isinstance(value, float) for value in kept):
-        floats = [None if value is None else float(value) for value in kept]  # type: ignore[arg-type]
+        floats = [float(value) if isinstance(value, int | float) else None for value in kept]
         return pa.array(floats, pa.float64())
     return pa.array(kept, {"number": pa.int64(), "text": pa.string(), "bool": pa.bool_()}[kind])
 

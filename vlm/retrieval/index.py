@@ -9,32 +9,28 @@ More data adds a segment, a deletion adds a list of keys, and nothing else is ev
 or a killed writer sees the old index or the new one.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
-from vlm.data.samples import BadSample
 from vlm.errors import ConfigError, DataError
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.build import publish, temporary_folder, write_segments
+from vlm.retrieval.deletions import Live, bury, live_keys, live_rows, next_number
 from vlm.retrieval.embed import Log
-from vlm.retrieval.filter import Filter, parse
+from vlm.retrieval.filter import Filter, parse_known
 from vlm.retrieval.manifest import Manifest, exclusive, read_manifest
 from vlm.retrieval.segment import Segment, check_files, describe_files
-from vlm.runtime.files import sync_folder, write_synced
 
 Data = str | Sequence[str] | Dataset
 Query = str | Path | Image.Image
@@ -165,14 +161,14 @@ class Index:
             ConfigError: An empty text, a wrong k, or a `where` that is wrong or names no field.
             DataError: The query's picture cannot be read, or a file of the index is damaged.
         """
-        rule = None if where is None else self._parse(where)
+        rule = None if where is None else parse_known(where, self.fields)
         return self._search(self.embed(query), k, rule)
 
     def search_vector(
         self, vector: Float[Tensor, " D"], k: int = 10, where: str | None = None
     ) -> list[Hit]:
         """As `search`, for a query that is embedded already: a row of length 1."""
-        return self._search(vector, k, None if where is None else self._parse(where))
+        return self._search(vector, k, None if where is None else parse_known(where, self.fields))
 
     def embed(self, query: Query) -> Float[Tensor, " D"]:
         """A query as a row of length 1."""
@@ -180,11 +176,7 @@ class Index:
             if not query.strip():
                 raise ConfigError("the query is empty; say what to look for")
             return self.model.embed_texts(query)[0]
-        try:
-            return self.model.embed_images(query)[0]
-        except BadSample as bad:
-            name = query if isinstance(query, Path) else "the query's picture"
-            raise DataError(f"{name}: no readable picture: {bad}") from None
+        return self.model.embed_images(query)[0]
 
     def add(self, data: Data, *, log: Log = print) -> int:
         """Add a data set as new segments; returns the number of pictures added.
@@ -201,7 +193,7 @@ class Index:
             same = [e for e in self._manifest.segments if e["data"] == dataset.fingerprint]
             if same and not self._manifest.deleted:
                 raise ConfigError(f"{self.folder}: this data is in the index already")
-            first = self._next_number("segment-*")
+            first = next_number(self.folder, "segment-*")
             with temporary_folder(self.folder / "adding") as temporary:
                 entries = write_segments(self.model, dataset, temporary, first=first, log=log)
                 for entry in entries:
@@ -218,11 +210,10 @@ class Index:
         with exclusive(self.folder):
             self._read()
             before = len(self)
-            if unknown := sorted(set(keys) - self._live_keys()):
+            if unknown := sorted(set(keys) - live_keys(self._segments, self._live)):
                 raise ConfigError([f"{self.folder}: no picture has the key {k!r}" for k in unknown])
-            self._commit(
-                replace(self._manifest, deleted=[*self._manifest.deleted, self._bury(keys)])
-            )
+            entry = bury(self.folder, keys, num_segments=len(self._segments))
+            self._commit(replace(self._manifest, deleted=[*self._manifest.deleted, entry]))
         return before - len(self)
 
     def verify(self) -> None:
@@ -257,49 +248,8 @@ class Index:
         self._read()
 
     @cached_property
-    def _live(self) -> list[Bool[np.ndarray, " N"] | None]:
-        """Which rows of each segment are not deleted; None for all."""
-        live: list[Bool[np.ndarray, " N"] | None] = [None] * len(self._segments)
-        for entry in self._manifest.deleted:
-            check_files(self.folder, {entry["name"]: entry}, whole=True)
-            keys = json.loads((self.folder / entry["name"]).read_bytes())
-            for number in range(entry["num_segments"]):
-                dead = self._segments[number].rows_of(keys)
-                kept = live[number]
-                live[number] = ~dead if kept is None else kept & ~dead
-        return live
-
-    def _live_keys(self) -> set[str]:
-        keys: set[str] = set()
-        for segment, live in zip(self._segments, self._live, strict=True):
-            of_segment = segment.keys if live is None else segment.keys.filter(live)
-            keys.update(of_segment.to_pylist())
-        return keys
-
-    def _bury(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Write a file of deleted keys; returns its entry."""
-        path = self.folder / f"deleted-{self._next_number('deleted-*'):06d}.json"
-        data = json.dumps(sorted(set(keys)), ensure_ascii=False).encode()
-        write_synced(path, data)
-        sync_folder(self.folder)
-        size_and_hash = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        return {"name": path.name, "num_segments": len(self._segments), **size_and_hash}
-
-    def _next_number(self, pattern: str) -> int:
-        """Above every number in use, also by what a killed writer left behind."""
-        names = (path.name for path in self.folder.glob(pattern))
-        return 1 + max((int("".join(filter(str.isdigit, name))) for name in names), default=-1)
-
-    def _parse(self, where: str) -> Filter:
-        rule = parse(where)
-        known = self.fields
-        for field in sorted(rule.fields - set(known)):
-            near = get_close_matches(field, known, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
-            )
-            raise ConfigError(f"where: no picture has the field {field!r}; {hint}")
-        return rule
+    def _live(self) -> list[Live]:
+        return live_rows(self.folder, self._manifest.deleted, self._segments)
 
     def _search(self, vector: Tensor, k: int, rule: Filter | None) -> list[Hit]:
         if k < 1:

@@ -145,7 +145,7 @@ class Segment:
         parameters = None
         if live is not None:
             bits = np.packbits(live, bitorder="little")
-            # faiss's stubs lack the forms that its own documentation shows
+            # ignored: faiss's stubs lack the forms that its own documentation shows
             selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]
             parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         rows = np.ascontiguousarray(query, dtype=np.float32)[None]
@@ -224,7 +224,7 @@ def check_files(
 
 def _open_vectors(path: Path) -> Any:
     try:
-        # IO_FLAG_MMAP reads a scalar-quantised index whole; this one maps it: 0.1 ms, no memory.
+        # IO_FLAG_MMAP reads a scalar-quantised index whole; this one maps it.
         vectors = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise _damaged(path, error) from error

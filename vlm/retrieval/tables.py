@@ -28,21 +28,24 @@ def refuse_existing(path: Path | None) -> None:
 
 
 @contextmanager
-def new_csv(path: Path | None) -> Iterator[Callable[[Sequence[object]], object]]:
+def new_csv(
+    path: Path | None, header: Sequence[str]
+) -> Iterator[Callable[[Sequence[object]], object]]:
     """A function that writes one row to a new file, or to standard output for None.
 
-    A file that was not written to its end is removed.
+    The header comes with the first row: what fails before it prints nothing. A file that was not
+    written to its end is removed.
 
     Raises:
         ConfigError: There is something at `path`.
         DiskError: The file cannot be written.
     """
     if path is None:
-        yield _row_writer(sys.stdout)
+        yield _row_writer(sys.stdout, header)
         return
     with _create(path) as file:
         try:
-            yield _row_writer(file)
+            yield _row_writer(file, header)
             file.flush()
         except BaseException as error:
             path.unlink(missing_ok=True)
@@ -75,6 +78,13 @@ def _create(path: Path) -> TextIO:
         raise DiskError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _row_writer(file: Any) -> Callable[[Sequence[object]], object]:
+def _row_writer(file: Any, header: Sequence[str]) -> Callable[[Sequence[object]], object]:
     table = csv.writer(file, lineterminator="\n")
-    return lambda row: table.writerow([safe_cell(value) for value in row])
+    waiting: list[Sequence[object]] = [header]
+
+    def write(row: Sequence[object]) -> None:
+        rows = [*waiting, row]
+        waiting.clear()
+        table.writerows([safe_cell(value) for value in each] for each in rows)
+
+    return write

@@ -123,7 +123,7 @@ def all_gather_with_gradient(features: Float[Tensor, "B D"]) -> Float[Tensor, "G
     """Rows of all ranks in rank order; a row's gradient sums what all ranks' losses say."""
     if world_size() == 1:
         return features
-    gathered: Tensor = _AllGather.apply(features)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _AllGather.apply(features)  # type: ignore[no-untyped-call]  # torch's own
     return gathered
 
 

@@ -1,12 +1,13 @@
 """Files that are whole or absent: written aside, synced, renamed; and a bar while many are."""
 
 import hashlib
+import json
 import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vlm.errors import DiskError
 
@@ -17,6 +18,16 @@ def sha256_file(path: Path) -> str:
     """Of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The values of a file with one a line, as metrics.jsonl; what a kill cut short is left out."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -40,5 +40,5 @@ def install() -> None:
 def _declare(name: str) -> None:
     """Declare one operator, once: asking for it twice means that declaring it did not help."""
     if not _library:
-        _library.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]
-    _library[0].define(_SCHEMAS.pop(name))  # type: ignore[no-untyped-call]
+        _library.append(torch.library.Library("torchvision", "FRAGMENT"))  # type: ignore[no-untyped-call]  # torch's
+    _library[0].define(_SCHEMAS.pop(name))  # type: ignore[no-untyped-call]  # torch's

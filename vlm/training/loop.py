@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +136,7 @@ def _describe(folder: Path, config: Config) -> None:
     write_atomic(folder / "config.yaml", dump_config(config).encode())
     command = {
         "command": ["vlm", *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "vlm": vlm.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

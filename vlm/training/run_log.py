@@ -4,7 +4,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlm.runtime.files import read_json_lines
 from vlm.training.step import StepResult
 
 
@@ -102,19 +102,9 @@ class _Window:
     started: float = field(default_factory=time.perf_counter)
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
-
-
 def _drop_later_lines(path: Path, start_step: int) -> float:
     """Keep lines up to `start_step`, so that each step stands once; the time spent on them."""
-    kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+    kept = [line for line in read_json_lines(path) if line["step"] <= start_step]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return float(kept[-1]["time_s"]) if kept else 0.0
 

@@ -79,7 +79,7 @@ class TrainStep:
         with arithmetic(self.precision, self.device):
             terms = self.objective(self.model, batch)
         # DDP averages gradients over ranks; the loss is a sum over ranks
-        (terms.loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
+        (terms.loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # torch's own
         grad_norm = self._clip()
         values = _reduce(terms, grad_norm)
         skipped = not values["finite"] or values["num_valid"] < 2
