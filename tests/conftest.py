@@ -8,6 +8,7 @@ import torch
 from vlm.runtime import torchvision_guard
 
 torchvision_guard.install()
+SYSTEM = ("chromium", "strace")  # what `@pytest.mark.system` needs, if it does not say
 torch.set_num_threads(1)  # tests are small, and run side by side
 
 
@@ -19,14 +20,16 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     long = "long" in (config.option.markexpr or "")
-    missing = "" if shutil.which("chromium") else "chromium is not installed"
     for item in items:
         if item.get_closest_marker("long") and not long:
             item.add_marker(pytest.mark.skip(reason="long form: make test-long"))
-        if item.get_closest_marker("system") and missing:
+        system = item.get_closest_marker("system")
+        missing = [p for p in (system.args or SYSTEM) if not shutil.which(p)] if system else []
+        if missing:
+            reason = f"{' and '.join(missing)} not installed"
             if config.option.require_system:
-                raise pytest.UsageError(f"{missing}, and --require-system was given")
-            item.add_marker(pytest.mark.skip(reason=missing))
+                raise pytest.UsageError(f"{reason}, and --require-system was given")
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
