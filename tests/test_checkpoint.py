@@ -48,7 +48,7 @@ def test_all_damaged_is_an_error_that_names_each(tmp_path):
 
 
 def test_only_the_newest_are_kept_and_leftovers_go(tmp_path):
-    (tmp_path / "step-00000001.tmp-abc0").mkdir(parents=True)
+    (tmp_path / "step-00000001.tmp-abc01234").mkdir(parents=True)
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from vlm.config.schema import ModelConfig
@@ -22,7 +22,7 @@ from vlm.heads.captioner import greedy
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
 from vlm.models.text_encoder import trim
-from vlm.runtime.files import sync_folder, write_synced
+from vlm.runtime.files import disk_error, write_synced, written_whole
 from vlm.tokenizer import Tokenizer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -216,21 +216,25 @@ class VisionLanguageModel:
 
         Raises:
             ConfigError: The folder exists and is not empty.
+            DiskError: It cannot be written; nothing of it is there.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} exists; give a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {n: t.detach().contiguous().cpu() for n, t in self.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        self.tokenizer.save(folder / "tokenizer.json")
+        data = tensor_bytes(weights)
         config = {
             "format_version": FORMAT_VERSION,
             "model": asdict(self.config),
             "preprocess": asdict(self.preprocess),
         }
-        write_synced(folder / "config.json", json.dumps(config, indent=1).encode())
-        sync_folder(folder)
+        try:
+            with written_whole(folder) as temporary:
+                write_synced(temporary / "model.safetensors", data)
+                self.tokenizer.save(temporary / "tokenizer.json")
+                write_synced(temporary / "config.json", json.dumps(config, indent=1).encode())
+        except OSError as error:
+            raise disk_error(folder, error, len(data)) from error
 
     def _normalized(self, images: Tensor) -> Tensor:
         return normalize(images.to(self.device), self.preprocess.mean, self.preprocess.std)

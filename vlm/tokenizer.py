@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from torch import Tensor
 
 from vlm.errors import ConfigError
+from vlm.runtime.files import write_synced
 
 CLIP_VOCAB_SIZE = 49408
 CLIP_SPECIAL = ("<start_of_text>", "<end_of_text>")  # open_clip's spelling, ids 49406 and 49407
@@ -94,7 +95,7 @@ class Tokenizer:
         rust = RustTokenizer.from_str(self._rust.to_str())
         pad_token = rust.id_to_token(self.pad_id)
         rust.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=pad_token)
-        path.write_text(rust.to_str(pretty=True), encoding="utf-8")
+        write_synced(path, rust.to_str(pretty=True).encode())
 
 
 def clean_text(text: str) -> str:

@@ -22,6 +22,8 @@ class Verb(NamedTuple):
 # "data pack" is vlm/cli/data_pack.py: HELP, add_arguments(parser), run(args) -> exit code
 VERBS = {
     "train": Verb("Train", "train a model as a config says", "clip_vit_b32 data.train=photos.csv"),
+    "checkpoint list": Verb("Train", "list a run's checkpoints", "runs/emoji"),
+    "checkpoint verify": Verb("Train", "read a run's checkpoints byte by byte", "runs/emoji"),
     "eval": Verb("Measure", "score a model on the tasks of a suite", "runs/emoji suite.yaml"),
     "report": Verb("Measure", "write a run's HTML report", "runs/emoji"),
     "classify": Verb("Use", "name what pictures show", "runs/emoji photos/ --labels cat,dog"),

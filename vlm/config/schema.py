@@ -148,7 +148,11 @@ class RunConfig:
     dir: str = "runs/default"
     save_every_steps: CountOrZero = 0
     save_every_minutes: Annotated[float, Field(ge=0)] = 15.0
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest; older ones are deleted
+    keep_best: Annotated[str, Field(pattern=r"^(min|max):\S+$")] | None = (
+        None  # "min:loss": keeps the best too, by the last log line before each save
+    )
+    async_save: bool = True  # save in a thread, from a copy in host memory, while training goes on
     log_every_steps: Count = 10
 
 

@@ -1,8 +1,12 @@
-"""Files that are whole or absent: written aside, synced, renamed; and a bar while many are."""
+"""Files and folders, whole or absent: written aside, synced, renamed; and a bar while many are."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
@@ -12,6 +16,7 @@ from typing import Any, TypeVar
 from vlm.errors import DiskError
 
 T = TypeVar("T")
+_LEFTOVER = re.compile(r".*\.tmp-[0-9a-f]{8}|\.trash-.*")
 
 
 def sha256_file(path: Path) -> str:
@@ -55,6 +60,62 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise DiskError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def written_whole(final: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `final` when the block ends, and vanishes when it raises."""
+    temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_folder(temporary)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process was writing or deleting in a folder that is this one's alone.
+
+    Raises:
+        DiskError: It cannot be deleted.
+    """
+    try:
+        for path in folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise DiskError(f"{folder}: cannot delete leftovers: {error.strerror}") from error
+
+
+def check_room(folder: Path, num_bytes: int, *, num_files: int) -> None:
+    """Refuse to begin what cannot be finished: a fifth more than `num_bytes` must be free.
+
+    Raises:
+        DiskError: It is not.
+    """
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if free < num_bytes * 1.2:
+        raise DiskError(f"{folder}: disk full: {_need_have(num_bytes * 1.2, free)}")
+    if disk.f_files and disk.f_favail < num_files:  # f_files is 0 where inodes are not counted
+        raise DiskError(
+            f"{folder}: disk full: need {num_files} inodes (files), have {disk.f_favail}"
+        )
+
+
+def disk_error(path: Path, error: OSError, num_bytes: float) -> DiskError:
+    """What the system said while `num_bytes` were written to `path`, as a line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+        return DiskError(f"{path}: disk full: {_need_have(num_bytes, free)}")
+    return DiskError(f"{path}: cannot save: {error.strerror or error}")
+
+
+def _need_have(needed: float, free: float) -> str:
+    return f"need {needed / 2**20:.1f} MiB, have {free / 2**20:.1f} MiB"
 
 
 def sync_folder(folder: Path) -> None:

@@ -65,18 +65,18 @@ def train(
     try:
         if ranks.is_main:
             _describe(folder, settings)
-        _fit(parts, folder, ranks)
+        with Saver(folder / "checkpoints", settings) as saver:
+            _fit(parts, folder, ranks, saver)
         return _finish(parts, folder, ranks)
     finally:
         distributed.stop()
 
 
-def _fit(parts: Parts, folder: Path, ranks: distributed.Ranks) -> None:
+def _fit(parts: Parts, folder: Path, ranks: distributed.Ranks, saver: Saver) -> None:
     """Steps until the run's end, from wherever its newest checkpoint stands."""
     settings = parts.config
     state = restore(folder / "checkpoints", parts) or {"step": 0, "bad": {}}
     first: int = state["step"]
-    saver = Saver(folder / "checkpoints", settings)
     bad_guard = BadSampleGuard(settings.data.max_bad_fraction, Counter(state["bad"]))
     finite_guard = NonFiniteGuard()
     size = settings.train.global_batch_size
@@ -87,6 +87,7 @@ def _fit(parts: Parts, folder: Path, ranks: distributed.Ranks) -> None:
         every_steps=settings.run.log_every_steps,
         start_step=first,
     )
+    saver.log = log
     if first:
         log.say(f"resuming {folder} at step {first} of {parts.num_steps}")
     batches = parts.batches(first, ranks)
@@ -132,7 +133,6 @@ def _refuse_overwriting(folder: Path, resume: str) -> None:
 
 def _describe(folder: Path, config: Config) -> None:
     """config.yaml reruns the run; command.json says what made it, on what."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", dump_config(config).encode())
     command = {
         "command": ["vlm", *sys.argv[1:]],

@@ -1,7 +1,9 @@
 """What a run says while it goes: a bar or plain lines, and metrics.jsonl always."""
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -11,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlm.runtime.files import read_json_lines
+from vlm.errors import DiskError
+from vlm.runtime.files import read_json_lines, write_atomic
 from vlm.training.step import StepResult
 
 
@@ -42,6 +45,8 @@ class RunLog:
         self.window = _Window(start_step)
         self.elapsed_before = _drop_later_lines(path, start_step) if path else 0.0
         self.started = time.perf_counter()
+        self.last: dict[str, Any] = {}  # line
+        self._unwritten = ""
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
 
     def write(self, step: int, result: StepResult, *, data_wait_s: float, num_bad: int) -> None:
@@ -52,9 +57,8 @@ class RunLog:
         done = step + 1
         if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
             return
-        line = self._line(done, result, num_bad)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        line = self.last = self._line(done, result, num_bad)
+        self._append(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
         self.window = _Window(done)
 
@@ -68,9 +72,32 @@ class RunLog:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Take the bar down.
+
+        Raises:
+            DiskError: Lines are left that could not be written.
+        """
         if self.bar is not None:
             self.bar.stop()
+        self._append("")
+        if self._unwritten:
+            raise DiskError(f"{self.path}: cannot write its last lines; make room and resume")
+
+    def _append(self, text: str) -> None:
+        """Write whole lines or none: on a full disk they wait in memory for the next try."""
+        waiting, self._unwritten = self._unwritten, self._unwritten + text
+        if self.path is None or not self._unwritten:
+            return
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                start, data = file.tell(), self._unwritten.encode()
+                if file.write(data) < len(data):
+                    file.truncate(start)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._unwritten = ""
+        except OSError as error:
+            if not waiting:
+                self.say(f"warning: {self.path}: {error.strerror}; its lines wait in memory")
 
     def _line(self, done: int, result: StepResult, num_bad: int) -> dict[str, Any]:
         seconds = time.perf_counter() - self.window.started
@@ -105,7 +132,7 @@ class _Window:
 def _drop_later_lines(path: Path, start_step: int) -> float:
     """Keep lines up to `start_step`, so that each step stands once; the time spent on them."""
     kept = [line for line in read_json_lines(path) if line["step"] <= start_step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return float(kept[-1]["time_s"]) if kept else 0.0
 
 

@@ -1,9 +1,10 @@
-"""A run's state as a checkpoint, and back."""
+"""A run's state as a checkpoint, and back: when to save, in a thread, and what failures mean."""
 
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,22 +12,44 @@ from torch import Tensor
 from vlm import checkpoint
 from vlm.config.schema import Config
 from vlm.data.order import SampleOrder
-from vlm.errors import CheckpointError, ConfigError, DataError
+from vlm.errors import CheckpointError, ConfigError, DataError, DiskError, Preempted
 from vlm.runtime import distributed
+from vlm.runtime.files import remove_leftovers
+from vlm.training.run_log import RunLog
 from vlm.training.setup import Parts
 from vlm.training.step import TrainStep
 
 
-@dataclass
 class Saver:
-    """Decides when to save, the same on all ranks; rank 0 writes."""
+    """Decides when to save, the same on all ranks; rank 0 writes, one save at a time.
 
-    folder: Path
-    config: Config
-    last_save: float = field(default_factory=time.monotonic)
+    A failed save leaves older checkpoints intact and is tried again when the next is due; the third
+    in a row ends the run, as does a failed last one. Leaving the `with` block waits for the last.
+
+    Args:
+        folder: Of the run's checkpoints.
+        config: Of the run.
+    """
+
+    max_failures = 3
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self.config = config
+        self.log: RunLog | None = None
+        self.last_save = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+        self._failures: list[DiskError] = []  # in a row
 
     def due(self, done: int, device: torch.device) -> bool:
-        """Whether to save after `done` steps: by count, or by rank 0's clock."""
+        """Whether to save after `done` steps: by count, or by rank 0's clock.
+
+        Raises:
+            DiskError: The save before has failed, for the third time in a row.
+        """
+        if self._pending is not None and self._pending.done():
+            self._collect()
         run = self.config.run
         if run.save_every_steps and done % run.save_every_steps == 0:
             return True
@@ -37,17 +60,78 @@ class Saver:
         return bool(distributed.all_reduce_max(flag))
 
     def save(self, done: int, parts: Parts, counters: dict[str, Any]) -> None:
-        """Write a checkpoint of `done` steps."""
+        """Write a checkpoint of `done` steps; with run.async_save, from a copy, in the thread.
+
+        Raises:
+            DiskError: A save has failed for the third time in a row.
+        """
         self.last_save = time.monotonic()
-        if distributed.rank() == 0:
-            checkpoint.save(
-                self.folder,
-                done,
-                _groups(parts.step),
-                {"step": done, **_data_state(parts), **counters},
-                keep=self.config.run.keep_checkpoints,
-            )
-        distributed.barrier()
+        if distributed.rank() != 0:
+            return
+        self._collect()
+        run = self.config.run
+        groups = _groups(parts.step)
+        self._pending = self._thread.submit(
+            checkpoint.save,
+            self.folder,
+            done,
+            _snapshot(groups) if run.async_save else groups,
+            {"step": done, **_data_state(parts), **self._metric(), **counters},
+            keep=run.keep_checkpoints,
+            keep_best=run.keep_best,
+        )
+        if not run.async_save:
+            self._collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Wait; a failed last save is an error, unless a graver one ends the run."""
+        self._thread.shutdown()
+        stopped_by_error = error is not None and not isinstance(error, Preempted)
+        try:
+            self._collect()
+        except DiskError:
+            if not stopped_by_error:
+                raise
+        if self._failures and not stopped_by_error:
+            raise self._failures[-1]
+
+    def _collect(self) -> None:
+        """Wait for the pending save, if there is one, and count it if it failed."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+            self._failures.clear()
+        except DiskError as error:
+            self._failures.append(error)
+            if len(self._failures) >= self.max_failures:
+                raise
+            if self.log is not None:
+                self.log.say(
+                    f"warning: {error}; older checkpoints are intact, the next save tries again "
+                    f"(failure {len(self._failures)} of {self.max_failures})"
+                )
+
+    def _metric(self) -> dict[str, Any]:
+        """What run.keep_best names, in the last log line; None where that is not finite."""
+        rule = self.config.run.keep_best
+        line = self.log.last if self.log else {}
+        if rule is None or not line:
+            return {}
+        name = rule.partition(":")[2]
+        if not isinstance(line.get(name, ""), float | int | None):
+            names = ", ".join(key for key, value in line.items() if not isinstance(value, str))
+            raise ConfigError(f"run.keep_best: the log has no {name}; it has {names}")
+        return {"metric": {"rule": rule, "value": line[name]}}
 
 
 def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
@@ -58,7 +142,10 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
         ConfigError: It was made with another seed, batch size or number of streams.
         CheckpointError: All checkpoints are damaged, or the model has another shape.
     """
-    loaded = checkpoint.load_newest(folder)
+    with distributed.main_first():
+        loaded = checkpoint.load_newest(folder)
+        if distributed.rank() == 0:
+            _tidy(folder, loaded)
     if loaded is None:
         return None
     _check_same_data(loaded, _data_state(parts))
@@ -77,6 +164,24 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
             "use the config it was made with (config.yaml in the run folder), or another run.dir"
         ) from error
     return loaded.state
+
+
+def _tidy(folder: Path, loaded: checkpoint.Checkpoint | None) -> None:
+    """Say what is damaged and set it aside; delete what a kill left half written."""
+    for path, problem in (loaded.skipped if loaded else {}).items():
+        aside = checkpoint.set_aside(path)
+        print(f"warning: {path} is passed over: {problem}; it is {aside.name} now", flush=True)
+    for leftovers in (folder, folder.parent):
+        if leftovers.is_dir():
+            remove_leftovers(leftovers)
+
+
+def _snapshot(groups: checkpoint.Groups) -> checkpoint.Groups:
+    """A copy in host memory, which later steps do not change."""
+    return {
+        group: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        for group, tensors in groups.items()
+    }
 
 
 def _groups(step: TrainStep) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,64 @@
+"""`vlm checkpoint list RUN`: what checkpoints a run has, without reading their tensors."""
+
+import argparse
+from pathlib import Path
+
+HELP = "list a run's checkpoints: step, size, time, metric, and whether all files are there"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    if print_table(args.run, hashes=False) == []:
+        print(f"{args.run} has no checkpoints")
+    return 0
+
+
+def print_table(run: Path, *, hashes: bool) -> list[str | None]:
+    """Prints a line for each checkpoint, oldest first.
+
+    Args:
+        run: The run's folder.
+        hashes: Whether to read all bytes, or names and sizes alone.
+
+    Returns:
+        What is wrong with each; None where nothing is.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    from datetime import UTC, datetime
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlm import checkpoint
+    from vlm.errors import ConfigError
+
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such folder; give a run folder")
+    paths = checkpoint.list_checkpoints(run / "checkpoints")
+    metrics = [checkpoint.read_metric(path) or {"rule": None, "value": None} for path in paths]
+    best = checkpoint.best(run / "checkpoints", metrics[-1]["rule"]) if paths else None
+    table = Table("step", "MiB", "saved (UTC)", "metric", "files", box=box.SIMPLE, pad_edge=False)
+    problems = []
+    for path, metric in zip(paths, metrics, strict=True):
+        problem = checkpoint.verify(path, hashes=hashes)
+        problems.append(problem)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        value = "" if metric["value"] is None else f"{metric['rule']} {metric['value']:.6g}"
+        table.add_row(
+            str(int(path.name.removeprefix("step-"))),
+            f"{size / 2**20:.1f}",
+            datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(" ", "seconds")[:19],
+            value + (" (best)" if path == best else ""),
+            problem or ("verified" if hashes else "all there"),
+        )
+    if paths:
+        Console(highlight=False, markup=False, emoji=False).print(table)
+    return problems
