@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vlm.data.findings import left_out, useless, without_captions
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import Field, Record, Rows, ShardIndex
+from vlm.data.joined import is_joined, read_joined
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import open_index
@@ -108,7 +109,7 @@ class Dataset:
             image = self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
-            where = f"{shard.location}: {key!r}"
+            where = f"{shard.path}: {key!r}"
             raise BadSample(bad.reason, f"{where}: {bad.detail}") from None
         return Sample(key, image, captions, meta)
 
@@ -227,7 +228,7 @@ class _Descriptor:
     """An open file that closes when nobody holds it: never under a thread that reads from it."""
 
     def __init__(self, shard: ShardIndex) -> None:
-        self.number = os.open(shard.location, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
         size = os.fstat(self.number).st_size
         if size != shard.size_bytes:
             raise BadSample("shard.size", f"has {size} bytes; indexed were {shard.size_bytes}")
@@ -252,7 +253,8 @@ def open_shards(
     """Opens local shards as one data set, and indexes those that have no index yet.
 
     Args:
-        pattern: One or several of what `vlm.data.shards.expand` takes.
+        pattern: One or several of what `vlm.data.patterns.expand` takes, or of joined indexes,
+            whose shards are looked at only when a sample is read.
         cache_dir: Where indexes go that cannot be written beside their tar; None for the user's.
         fields: Numbers of the samples' JSON that `Dataset.field` must give.
         require_captions: Whether a data set without a single caption is an error.
@@ -263,9 +265,11 @@ def open_shards(
         DataError: A shard is missing, compressed or without images; all of them are told.
         DiskError: An index can be written nowhere.
     """
-    shards: list[ShardIndex] = []
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    shards = [shard for one in patterns if is_joined(one) for shard in read_joined(Path(one))]
     problems: list[str] = []
-    for path in progress(expand(pattern), description="indexing"):
+    paths = expand([one for one in patterns if not is_joined(one)])
+    for path in progress(paths, description="indexing"):
         try:
             shards.append(open_index(path, cache_dir=cache_dir, fields=fields))
         except DataError as error:
