@@ -1,4 +1,4 @@
-"""`vlm data check DATA`: read every byte again, and tell all that is wrong; exit code 3 if any is."""
+"""`vlm data check DATA`: read every byte again, and tell what is wrong; then the exit code is 3."""
 
 import argparse
 from pathlib import Path

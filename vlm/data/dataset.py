@@ -134,9 +134,12 @@ class Dataset:
 
     def image_sizes(self) -> Int32[np.ndarray, "num_samples 2"]:
         """Width and height of each picture, upright as far as its header tells."""
-        widths = self._gather(lambda rows: rows.records()["width"], np.int32)
-        heights = self._gather(lambda rows: rows.records()["height"], np.int32)
-        return np.stack([widths, heights], axis=1)
+
+        def sizes(rows: Rows) -> Int32[np.ndarray, "n 2"]:
+            records = rows.records()
+            return np.stack([records["width"], records["height"]], axis=1)
+
+        return self._gather(sizes, np.int32, 2)
 
     def image_formats(self) -> UInt8[np.ndarray, " num_samples"]:
         """Each picture's format, whatever its suffix says, as a place in `decode.FORMATS`."""
@@ -185,9 +188,11 @@ class Dataset:
         shard = bisect_right(self._starts, position) - 1
         return self.shards[shard], position - self._starts[shard]
 
-    def _gather(self, column: Callable[[Rows], Any], dtype: type[Value]) -> NDArray[Value]:
+    def _gather(
+        self, column: Callable[[Rows], Any], dtype: type[Value], *shape: int
+    ) -> NDArray[Value]:
         """A value of every sample, from the indexes alone."""
-        values = np.empty(self.num_samples, dtype)
+        values = np.empty((self.num_samples, *shape), dtype)
         filled = 0
         for shard, start, size in zip(self.shards, self._starts, self.shard_sizes, strict=False):
             if size:
