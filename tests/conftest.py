@@ -116,5 +116,5 @@ def shards(encoded, tmp_path_factory):
                 meta = {"captions": captions, "label": colour, "concept": colour, "artist": artist}
                 fields = {"png": encoded(colour), "json": json.dumps(meta).encode()}
                 writer.write({"__key__": f"{artist}-{colour}", **fields})
-        writer.write({"__key__": "broken", "png": b"\x89PNG no", "json": b"{}"})
+        writer.write({"__key__": "broken", "png": encoded("red")[:-30], "json": b"{}"})
     return path
