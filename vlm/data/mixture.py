@@ -86,6 +86,7 @@ class MixedOrder(Order):
     def at(
         self, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """The passes over their source, and the sample ids, at `positions`."""
         epochs, sample_ids = (np.empty(len(positions), np.int64) for _ in range(2))
         sources, own = self._own(positions)
         for source, order in enumerate(self.orders):
@@ -95,6 +96,7 @@ class MixedOrder(Order):
         return epochs, sample_ids
 
     def streams_at(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The stream, in its own source, that each position belongs to."""
         streams = np.empty(len(positions), np.int64)
         sources, own = self._own(positions)
         for source, order in enumerate(self.orders):
@@ -103,6 +105,7 @@ class MixedOrder(Order):
         return streams
 
     def passes(self, num_positions: int) -> list[float]:
+        """How often each source has been passed over; `num_positions` is a multiple of C."""
         groups, rest = divmod(num_positions, self.streams)
         assert rest == 0, "whole groups"
         cycle, place = divmod(groups, len(self._cycle))

@@ -148,6 +148,7 @@ class SampleOrder(Order):
     def at(
         self, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """The epochs and sample ids at `positions`."""
         assert positions.size == 0 or positions.min() >= 0
         epochs, place = np.divmod(positions.astype(np.int64, copy=False), self.num_samples)
         offsets, streams = np.divmod(place, self.streams)
@@ -163,9 +164,11 @@ class SampleOrder(Order):
         return epochs, sample_ids
 
     def streams_at(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The stream of each position."""
         return positions % self.num_samples % self.streams
 
     def passes(self, num_positions: int) -> list[float]:
+        """The epochs, as there is one source."""
         return [num_positions / self.num_samples]
 
     def _shuffle_shards(self, epoch: int) -> "_ShuffledShards":
@@ -211,6 +214,7 @@ class _Words(ISeedSequence):
 
 
 def generator(*entropy: int) -> Generator:
+    """The random numbers of a place in the order, pinned by golden values in its tests."""
     return Generator(PCG64(SeedSequence(entropy)))
 
 
