@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from vlm.data.tar import Member, Problem, TarSample, samples, scan, split_key
+from vlm.data.grouping import TarSample, samples, split_key
+from vlm.data.tar import Member, Problem, scan
 from vlm.errors import DataError
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlm.data.shards import ShardIndex
+    from vlm.data.index_file import ShardIndex
 
 HELP = "index shards, and list their samples and damages"
 
@@ -39,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(shard: "ShardIndex") -> tuple[str, str, str, str]:
-    counts = [f"{found.count} {reason}" for reason, found in shard.rejects.items()]
+    counts = [f"{count} {reason}" for reason, count in shard.rejects.items()]
     return shard.name, str(shard.num_samples), str(shard.size_bytes), ", ".join(counts) or "0"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from vlm.data.samples import BadSample, parse_texts
-from vlm.data.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from vlm.errors import DataError
 
 REENCODED_SUFFIXES = ("bmp", "tif", "tiff")  # packed as PNG

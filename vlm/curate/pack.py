@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vlm.curate.listing import Listing, Picture
-from vlm.data.dataset import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+from vlm.data.shards import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from vlm.errors import ConfigError, DataError, DiskError
 from vlm.runtime.files import progress, write_atomic
 

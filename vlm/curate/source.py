@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ def open_data(
     image_column: str | None = None,
     caption_column: str | None = None,
     cache_dir: Path | None = None,
+    fields: Collection[str] = (),
     require_captions: bool = False,
     log: Log = print,
 ) -> Dataset:
@@ -43,6 +44,7 @@ def open_data(
         caption_column: Of a table, one or several with commas between; guessed if None.
         cache_dir: Where packs are kept, and indexes that cannot lie beside their tar; None for
             `$XDG_CACHE_HOME/vlm`.
+        fields: Numbers of the samples' meta that `Dataset.field` must give.
         require_captions: Whether data without a single caption is an error.
         log: Gets the columns taken, where a pack was made, and what was left out.
 
@@ -56,7 +58,9 @@ def open_data(
     patterns = shard_patterns(data)
     if patterns is not None:
         columns.refuse(f"{data} is shards")
-        return open_shards(patterns, cache_dir, require_captions=require_captions, log=log)
+        return open_shards(
+            patterns, cache_dir, fields=fields, require_captions=require_captions, log=log
+        )
     source = find_source(data if isinstance(data, str) else data[0], columns, log=log)
     folder = _packed(source, cache_dir / "packed", log)
     report = json.loads((folder / REPORT).read_bytes())
@@ -65,7 +69,7 @@ def open_data(
     tars = sorted(str(path) for path in folder.glob("*.tar"))
     if len(tars) != report["num_shards"]:
         raise DataError(f"{folder}: a part of this pack is gone; delete the folder to pack again")
-    return open_shards(tars, cache_dir, require_captions=require_captions, log=log)
+    return open_shards(tars, cache_dir, fields=fields, require_captions=require_captions, log=log)
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,27 @@ import os
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt64
+from numpy.typing import NDArray
 
+from vlm.data.findings import left_out, useless, without_captions
+from vlm.data.grouping import IMAGE_SUFFIXES
+from vlm.data.index_file import Field, Record, Rows, ShardIndex
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
-from vlm.data.shards import Field, Record, ShardIndex, open_index
-from vlm.data.tar import IMAGE_SUFFIXES
+from vlm.data.shards import open_index
 from vlm.errors import ConfigError, DataError
 from vlm.runtime.files import progress
 
 MAX_OPEN_SHARDS = 64
-MAX_IMAGE_BYTES = 1 << 28
-MAX_TEXT_BYTES = 1 << 20
+Value = TypeVar("Value", bound=np.generic)
 NUM_READS = 3  # a network file system may hand out a bad page once
 
 
@@ -83,7 +85,7 @@ class Dataset:
         """What was left out of the shards, counted by reason; of all, not of the selection."""
         counts: Counter[str] = Counter()
         for shard in self.shards:
-            counts.update({reason: found.count for reason, found in shard.rejects.items()})
+            counts.update(shard.rejects)
         return dict(counts)
 
     def key(self, sample_id: SupportsIndex) -> str:
@@ -95,20 +97,18 @@ class Dataset:
         """Returns a sample, its bytes checked against the index.
 
         Raises:
-            BadSample: `shard.crc` (the bytes are not those that were indexed), `shard.unreadable`,
-                `image.size`, or `text.json`, `text.encoding`, `text.size`.
+            BadSample: `shard.crc` (the bytes are not those that were indexed), `shard.unreadable`
+                or `shard.size` (the tar is not as long as it was).
             IndexError: There is no such sample.
         """
         shard, row = self._locate(sample_id)
         rows = self._rows(shard)
         record, key = rows.record(row), rows.key(row)
         try:
-            if record.image.size > MAX_IMAGE_BYTES:
-                raise BadSample("image.size", f"more than {MAX_IMAGE_BYTES} bytes")
             image = self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
-            where = f"{shard.path}: {key!r}"
+            where = f"{shard.location}: {key!r}"
             raise BadSample(bad.reason, f"{where}: {bad.detail}") from None
         return Sample(key, image, captions, meta)
 
@@ -129,9 +129,29 @@ class Dataset:
 
     def image_hashes(self) -> UInt64[np.ndarray, " num_samples"]:
         """64-bit hash of each sample's image bytes: equal pictures have equal hashes."""
-        hashes = [shard.rows().image_hashes() for shard in self.shards]
-        joined = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-        return joined if self._selection is None else joined[self._selection]
+        return self._gather(lambda rows: rows.records()["image_hash"], np.uint64)
+
+    def image_sizes(self) -> Int32[np.ndarray, "num_samples 2"]:
+        """Width and height of each picture, upright as far as its header tells."""
+        widths = self._gather(lambda rows: rows.records()["width"], np.int32)
+        heights = self._gather(lambda rows: rows.records()["height"], np.int32)
+        return np.stack([widths, heights], axis=1)
+
+    def image_formats(self) -> UInt8[np.ndarray, " num_samples"]:
+        """Each picture's format, whatever its suffix says, as a place in `decode.FORMATS`."""
+        return self._gather(lambda rows: rows.records()["format"], np.uint8)
+
+    def caption_lengths(self) -> Int32[np.ndarray, " num_samples"]:
+        """Characters of each sample's longest caption; 0 where it has none."""
+        return self._gather(lambda rows: rows.records()["caption_length"], np.int32)
+
+    def field(self, name: str) -> Float64[np.ndarray, " num_samples"]:
+        """A number of each sample's meta; NaN where it has none.
+
+        Raises:
+            DataError: It was not indexed.
+        """
+        return self._gather(lambda rows: rows.column(name), np.float64)
 
     def select(self, mask: Bool[np.ndarray, " num_samples"]) -> "Dataset":
         """The samples where `mask` is true."""
@@ -164,6 +184,19 @@ class Dataset:
         shard = bisect_right(self._starts, position) - 1
         return self.shards[shard], position - self._starts[shard]
 
+    def _gather(self, column: Callable[[Rows], Any], dtype: type[Value]) -> NDArray[Value]:
+        """A value of every sample, from the indexes alone."""
+        values = np.empty(self.num_samples, dtype)
+        filled = 0
+        for shard, start, size in zip(self.shards, self._starts, self.shard_sizes, strict=False):
+            if size:
+                found = column(shard.rows())
+                if self._selection is not None:
+                    found = found[self._selection[filled : filled + size] - start]
+                values[filled : filled + size] = found
+                filled += size
+        return values
+
     def _all_texts(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
         for sample_id in range(self.num_samples):
             shard, row = self._locate(sample_id)
@@ -174,18 +207,13 @@ class Dataset:
 
     def _texts(self, shard: ShardIndex, record: Record) -> tuple[tuple[str, ...], dict[str, Any]]:
         def text(field: Field) -> bytes | None:
-            if field.offset < 0:
-                return None
-            if field.size > MAX_TEXT_BYTES:
-                reason = "text.json" if field is record.json else "text.size"
-                raise BadSample(reason, f"a text of {field.size} bytes; at most {MAX_TEXT_BYTES}")
-            return self._bytes(shard, field)
+            return None if field.offset < 0 else self._bytes(shard, field)
 
         return parse_texts(json_text=text(record.json), txt=text(record.txt), cls=text(record.cls))
 
     def _bytes(self, shard: ShardIndex, field: Field) -> bytes:
         try:
-            file = self._tar(shard.path)
+            file = self._tar(shard)
             for _ in range(NUM_READS):
                 data = os.pread(file.number, field.size, field.offset)
                 if len(data) == field.size and zlib.crc32(data) == field.crc32:
@@ -198,8 +226,11 @@ class Dataset:
 class _Descriptor:
     """An open file that closes when nobody holds it: never under a thread that reads from it."""
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, shard: ShardIndex) -> None:
+        self.number = os.open(shard.location, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self.number).st_size
+        if size != shard.size_bytes:
+            raise BadSample("shard.size", f"has {size} bytes; indexed were {shard.size_bytes}")
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -214,6 +245,7 @@ def open_shards(
     pattern: str | Sequence[str],
     cache_dir: Path | None = None,
     *,
+    fields: Collection[str] = (),
     require_captions: bool = False,
     log: Callable[[str], object] = print,
 ) -> Dataset:
@@ -222,6 +254,7 @@ def open_shards(
     Args:
         pattern: One or several of what `vlm.data.shards.expand` takes.
         cache_dir: Where indexes go that cannot be written beside their tar; None for the user's.
+        fields: Numbers of the samples' JSON that `Dataset.field` must give.
         require_captions: Whether a data set without a single caption is an error.
         log: Gets one line for each shard from which something had to be left out.
 
@@ -234,52 +267,15 @@ def open_shards(
     problems: list[str] = []
     for path in progress(expand(pattern), description="indexing"):
         try:
-            shards.append(open_index(path, cache_dir=cache_dir))
+            shards.append(open_index(path, cache_dir=cache_dir, fields=fields))
         except DataError as error:
             problems += error.problems
-    problems += [problem for shard in shards if (problem := _useless(shard))]
+    problems += [problem for shard in shards if (problem := useless(shard))]
     if problems:
         raise DataError(problems)
-    for line in _left_out(shards):
+    for line in left_out(shards):
         log(line)
     dataset = Dataset(shards)
     if require_captions and next(dataset.captions(), None) is None:
-        raise DataError(_without_captions(dataset))
+        raise DataError(without_captions(shards))
     return dataset
-
-
-def _useless(shard: ShardIndex) -> str | None:
-    """Why nothing can be read from a shard, if that is so."""
-    if shard.num_samples:
-        return None
-    fields = ", ".join(sorted(shard.fields))
-    if not any(suffix in shard.fields for suffix in IMAGE_SUFFIXES):
-        images = ", ".join(IMAGE_SUFFIXES)
-        return f"{shard.name}: no sample has an image field ({images}); its fields are: {fields}"
-    return f"{shard.name}: every sample was rejected: {_counts(shard)}"
-
-
-def _counts(shard: ShardIndex) -> str:
-    return ", ".join(f"{found.count} {reason}" for reason, found in shard.rejects.items())
-
-
-def _left_out(shards: Sequence[ShardIndex], limit: int = 10) -> Iterator[str]:
-    damaged = [shard for shard in shards if shard.rejects]
-    for shard in damaged[:limit]:
-        reason, found = next(iter(shard.rejects.items()))
-        yield (
-            f"{shard.name}: {shard.num_samples} samples; left out: {_counts(shard)}; "
-            f"first: {reason} {found.examples[0]}"
-        )
-    if len(damaged) > limit:
-        yield f"and {len(damaged) - limit} more shards from which something was left out"
-
-
-def _without_captions(dataset: Dataset) -> str:
-    fields = sorted(set().union(*(shard.fields for shard in dataset.shards)))
-    names = [shard.name for shard in dataset.shards]
-    shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    return (
-        f'{shown}: no sample has a caption (txt, or json with "captions" or "caption"); '
-        f"the fields are: {', '.join(fields)}"
-    )

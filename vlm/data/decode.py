@@ -82,6 +82,11 @@ def upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
     if not hasattr(image, "decoderconfig"):  # a JPEG's alone: what `draft` sets
         with _bad_samples(data):
             image.load()
+    return header_size(image)
+
+
+def header_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture, upright as far as its header tells."""
     width, height = image.size
     return (height, width) if _orientation(image) in _SWAPPING else (width, height)
 

@@ -1,155 +1,47 @@
-"""The index that each shard gets once: where every sample lies, and what was left out.
+"""The index that each local tar gets once: found where it is still true, else built and kept.
 
 The index of `NAME.tar` is `NAME.tar.idx` beside it, or, where that cannot be written, a file in the
-cache folder named by the sha256 of the tar's path, size and time. All numbers are little-endian:
-
-    line 1   JSON, padded so that the line ends at a multiple of 64 bytes: format, version,
-             size_bytes, mtime_ns and sha256 of the tar, num_samples, fields, rejects
-    records  num_samples times RECORD
-    keys     every sample's key in UTF-8, end to end; a record's key_end says where its key ends
-    crc32    of all bytes before it
-
-An index whose size_bytes or mtime_ns is not the tar's is built again. Nothing else is compared.
+cache folder named by the sha256 of the tar's path, size and time. An index whose size_bytes or
+mtime_ns is not the tar's is built again; nothing else is compared.
 """
 
 import hashlib
-import json
-import mmap
 import os
-import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import UInt64
+from typing import NamedTuple
 
 from vlm.data import tar
+from vlm.data.decode import FORMATS, header_size, open_image
+from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES, TarSample, samples
+from vlm.data.index_file import (
+    FORMAT,
+    Field,
+    Record,
+    ShardIndex,
+    count_rejects,
+    decode_index,
+    encode_index,
+)
+from vlm.data.samples import BadSample, parse_texts
 from vlm.errors import DataError, DiskError
 from vlm.runtime.files import write_atomic
 
-FORMAT, VERSION = "vlm-shard-index", 1
 SUFFIX = ".idx"
-ALIGNMENT = 64
-MAX_EXAMPLES = 3
-FIELD = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")])
-RECORD = np.dtype(
-    [("key_end", "<i8"), ("image_hash", "<u8"), ("suffix", "u1"), ("image", FIELD)]
-    + [(suffix, FIELD) for suffix in tar.TEXT_SUFFIXES]
-)
-_ROW = struct.Struct("<qQB" + "qqI" * 4)  # a RECORD: numpy is slower for a single one
+MAX_IMAGE_BYTES = 1 << 28
+MAX_TEXT_BYTES = 1 << 20
 
 
-class Field(NamedTuple):
-    """Where a field's bytes are in the tar; `offset` is -1 for a field that the sample lacks."""
-
-    offset: int
-    size: int
-    crc32: int
-
-
-class Record(NamedTuple):
-    """One sample's row of the index; `suffix` counts into `tar.IMAGE_SUFFIXES`."""
-
-    key_end: int
-    image_hash: int
-    suffix: int
-    image: Field
-    txt: Field
-    json: Field
-    cls: Field
-
-
-@dataclass(frozen=True)
-class Rejects:
-    """How often something was left out for one reason, and the first few cases."""
-
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ShardIndex:
-    """What is known of one shard as a whole; `rows` holds its samples.
-
-    Attributes:
-        path: The tar.
-        index_path: The index file.
-        num_samples: Samples that can be read.
-        size_bytes: Of the tar.
-        mtime_ns: Of the tar when it was indexed.
-        sha256: Of the tar, in hex.
-        fields: How often each suffix came, those that are never read too.
-        rejects: What was left out, by reason.
-        crc32: Of the index file.
-    """
-
-    path: Path
-    index_path: Path
-    num_samples: int
-    size_bytes: int
-    mtime_ns: int
-    sha256: str
-    fields: dict[str, int]
-    rejects: dict[str, Rejects]
-    crc32: int
-
-    @property
-    def name(self) -> str:
-        """The tar's file name."""
-        return self.path.name
-
-    def rows(self) -> "Rows":
-        """Maps the index file into memory.
-
-        Raises:
-            DataError: It is gone, or another one by now.
-        """
-        try:
-            rows = Rows(self.index_path, self.num_samples)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.index_path}: the index is gone: {error}") from error
-        if rows.crc32 != self.crc32:
-            raise DataError(f"{self.index_path}: the index changed while it was in use")
-        return rows
-
-
-class Rows:
-    """The rows of an index file, memory-mapped: processes share it, and it holds one file open."""
-
-    def __init__(self, index_path: Path, num_samples: int) -> None:
-        self._num_samples = num_samples
-        with index_path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._start = self._map.find(b"\n") + 1
-        self._keys = self._start + num_samples * RECORD.itemsize
-        self.crc32 = int.from_bytes(self._map[-4:], "little")
-
-    def record(self, row: int) -> Record:
-        """The row's record."""
-        values = _ROW.unpack_from(self._map, self._start + row * RECORD.itemsize)
-        image, txt, json_, cls = (Field(*values[at : at + 3]) for at in (3, 6, 9, 12))
-        return Record(values[0], values[1], values[2], image, txt, json_, cls)
-
-    def key(self, row: int) -> str:
-        """The row's sample key."""
-        begin, end = (self.record(at).key_end if at >= 0 else 0 for at in (row - 1, row))
-        return self._map[self._keys + begin : self._keys + end].decode()
-
-    def image_hashes(self) -> UInt64[np.ndarray, " num_samples"]:
-        """64-bit blake2b of every sample's image bytes."""
-        records = np.frombuffer(self._map, RECORD, self._num_samples, self._start)
-        return records["image_hash"].astype(np.uint64)
-
-
-def open_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex:
+def open_index(
+    path: Path, *, cache_dir: Path | None = None, fields: Collection[str] = ()
+) -> ShardIndex:
     """Returns the index of a tar, built now if there is none of the tar as it is.
 
     Args:
         path: The tar.
         cache_dir: Where indexes go that cannot be written beside their tar.
+        fields: Numbers of the samples' JSON that the index must hold.
 
     Raises:
         DataError: The tar is compressed, cannot be read, or changed meanwhile.
@@ -159,25 +51,26 @@ def open_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex:
         stat = path.stat()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    places = index_places(path, stat, cache_dir)
+    wanted = set(fields)
+    for place in places:
+        index = load_index(path, place)
+        if index and (index.size_bytes, index.details().mtime_ns) == (
+            stat.st_size,
+            stat.st_mtime_ns,
+        ):
+            if wanted <= set(index.columns):
+                return index
+            wanted |= set(index.columns)
+    return _write(path, places, build_index(path, sorted(wanted)))
+
+
+def index_places(path: Path, stat: os.stat_result, cache_dir: Path | None) -> list[Path]:
+    """Where the index of a tar may be: beside it, or in the cache."""
     identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    cached = (cache_dir or default_cache_dir()) / "index"
-    cached = cached / (hashlib.sha256(identity.encode()).hexdigest() + SUFFIX)
-    beside = path.with_name(path.name + SUFFIX)
-    for candidate in (beside, cached):
-        index = _load(path, candidate)
-        if index and (index.size_bytes, index.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-            return index
-    content = _build(path)
-    problems = [f"{path}: no place for its index"]
-    for candidate in (beside, cached):
-        if _is_ours(candidate):
-            try:
-                write_atomic(candidate, content)
-            except DiskError as error:
-                problems = error.problems
-            else:
-                return _parse(path, candidate, content)
-    raise DiskError(problems)
+    cached = hashlib.sha256(identity.encode()).hexdigest() + SUFFIX
+    cache = (cache_dir or default_cache_dir()) / "index"
+    return [path.with_name(path.name + SUFFIX), cache / cached]
 
 
 def default_cache_dir() -> Path:
@@ -185,115 +78,136 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlm"
 
 
-def _load(path: Path, index_path: Path) -> ShardIndex | None:
+def load_index(path: Path, index_path: Path) -> ShardIndex | None:
     """The index in a file, or None if it is missing, of another version, or damaged."""
     try:
         content = index_path.read_bytes()
-        if zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):
-            return None
-        return _parse(path, index_path, content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return decode_index(content, location=str(path), index_path=str(index_path))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _parse(path: Path, index_path: Path, content: bytes) -> ShardIndex:
-    header = json.loads(content.partition(b"\n")[0])
-    if (header["format"], header["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"{index_path} has version {header['version']}, not {VERSION}")
-    return ShardIndex(
-        path,
-        index_path,
-        num_samples=header["num_samples"],
-        size_bytes=header["size_bytes"],
-        mtime_ns=header["mtime_ns"],
-        sha256=header["sha256"],
-        fields=header["fields"],
-        rejects={
-            reason: Rejects(found["count"], tuple(found["examples"]))
-            for reason, found in header["rejects"].items()
-        },
-        crc32=int.from_bytes(content[-4:], "little"),
-    )
+def _write(path: Path, places: Sequence[Path], content: bytes) -> ShardIndex:
+    problems = [f"{path}: no place for its index"]
+    for place in places:
+        if _is_ours(place):
+            try:
+                write_atomic(place, content)
+            except DiskError as error:
+                problems = error.problems
+            else:
+                return decode_index(content, location=str(path), index_path=str(place))
+    raise DiskError(problems)
 
 
-def _is_ours(index_path: Path) -> bool:
-    """Whether the file may be written: other programs keep other things under this name."""
+def _is_ours(place: Path) -> bool:
+    """False for another program's file of this name, which is left alone."""
     try:
-        with index_path.open("rb") as file:
-            return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
-    except FileNotFoundError:
+        with place.open("rb") as file:
+            start = file.read(64)
+    except OSError:  # missing, most often
         return True
-    except OSError:
-        return False
+    return start == b"" or FORMAT.encode() in start
 
 
-def _build(path: Path) -> bytes:
-    """The content of the tar's index."""
+def build_index(path: Path, columns: Sequence[str] = ()) -> bytes:
+    """Reads a whole tar, and returns the bytes of its index.
+
+    A sample is left out, with its reason, if its picture's header or its texts cannot be read.
+
+    Raises:
+        DataError: The tar is compressed, holds no samples, cannot be read, or changed meanwhile.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
             before = os.fstat(file.fileno())
-            samples, problems, fields = tar.samples(tar.scan(file.fileno(), name=path.name))
-            payload = _payload(file.fileno(), samples)
+            found, problems, suffixes = samples(tar.scan(file.fileno(), name=path.name))
+            described, unusable = _describe_all(file.fileno(), found, columns)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    if not fields:  # perhaps no tar at all: leave no index beside it
+    if not suffixes:  # perhaps no tar at all: leave no index beside it
         problem = problems[0] if problems else tar.Problem("shard.empty", 0, "it has no members")
-        raise DataError(
-            f"{path.name}: holds no samples: {problem.reason} at byte {problem.offset}: "
-            f"{problem.detail}"
-        )
+        raise DataError(f"{path.name}: holds no samples: {problem.reason} {problem}")
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{path}: changed while it was indexed; index it when it is finished")
+    rejects, quarantine = count_rejects([*problems, *unusable])
     header = {
-        "format": FORMAT,
-        "version": VERSION,
         "size_bytes": after.st_size,
         "mtime_ns": after.st_mtime_ns,
         "sha256": digest,
-        "num_samples": len(samples),
-        "fields": dict(fields.most_common(100)),
-        "rejects": _summary(problems),
+        "num_samples": len(described),
+        "columns": columns,
+        "fields": dict(suffixes.most_common(100)),
+        "rejects": rejects,
+        "quarantine": quarantine,
     }
-    line = json.dumps(header).encode()
-    padding = -(len(line) + 1) % ALIGNMENT
-    content = line + b" " * padding + b"\n" + payload
-    return content + zlib.crc32(content).to_bytes(4, "little")
+    return encode_index(
+        header,
+        keys=[sample.key for sample in described],
+        records=[sample.record for sample in described],
+        numbers=[sample.numbers for sample in described],
+    )
 
 
-def _payload(descriptor: int, samples: Sequence[tar.TarSample]) -> bytes:
-    records = np.zeros(len(samples), RECORD)
-    keys = [sample.key.encode() for sample in samples]
-    records["key_end"] = np.cumsum([len(key) for key in keys])
-    for row, sample in enumerate(samples):
-        suffix, member = sample.image()  # type: ignore[misc]  # tar.samples keeps none without
-        crc32, image_hash = _checksums(descriptor, member)
-        records[row]["suffix"] = tar.IMAGE_SUFFIXES.index(suffix)
-        records[row]["image_hash"] = image_hash
-        records[row]["image"] = (member.offset, member.size, crc32)
-        for suffix in tar.TEXT_SUFFIXES:
-            text = sample.fields.get(suffix)
-            crc32 = _checksums(descriptor, text)[0] if text else 0
-            records[row][suffix] = (text.offset, text.size, crc32) if text else (-1, 0, 0)
-    return records.tobytes() + b"".join(keys)
+class _Described(NamedTuple):
+    """A sample whose picture's header and texts could be read."""
+
+    key: str
+    record: Record
+    numbers: tuple[float, ...]
 
 
-def _checksums(descriptor: int, member: tar.Member) -> tuple[int, int]:
-    """The crc32 and the 64-bit blake2b of a member's bytes."""
-    crc32, blake, end = 0, hashlib.blake2b(digest_size=8), member.offset + member.size
-    for offset in range(member.offset, end, tar.CHUNK):
-        data = os.pread(descriptor, min(tar.CHUNK, end - offset), offset)
-        crc32 = zlib.crc32(data, crc32)
-        blake.update(data)
-    return crc32, int.from_bytes(blake.digest(), "little")
+def _describe_all(
+    descriptor: int, found: Sequence[TarSample], columns: Sequence[str]
+) -> tuple[list[_Described], list[tar.Problem]]:
+    """The samples that can be used, and each other one as a problem."""
+    described, problems = [], []
+    for sample in found:
+        try:
+            described.append(_describe(descriptor, sample, columns))
+        except BadSample as bad:
+            problems.append(tar.Problem(bad.reason, sample.offset, bad.detail, sample.key))
+    return described, problems
 
 
-def _summary(problems: Sequence[tar.Problem]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for problem in problems:
-        entry = found.setdefault(problem.reason, {"count": 0, "examples": []})
-        entry["count"] += 1
-        if entry["count"] <= MAX_EXAMPLES:
-            entry["examples"].append(f"at byte {problem.offset}: {problem.detail}")
-    return found
+def _describe(descriptor: int, sample: TarSample, columns: Sequence[str]) -> _Described:
+    suffix, member = sample.image()  # type: ignore[misc]  # `samples` keeps none without
+    data, image = _read(descriptor, member, "image.size", MAX_IMAGE_BYTES)
+    opened = open_image(data)
+    width, height = header_size(opened)
+    texts, fields = dict[str, bytes](), dict.fromkeys(TEXT_SUFFIXES, Field(-1, 0, 0))
+    for kind in sample.fields.keys() & fields.keys():
+        reason = "text.json" if kind == "json" else "text.size"
+        texts[kind], fields[kind] = _read(descriptor, sample.fields[kind], reason, MAX_TEXT_BYTES)
+    captions, meta = parse_texts(
+        json_text=texts.get("json"), txt=texts.get("txt"), cls=texts.get("cls")
+    )
+    record = Record(
+        key_end=0,  # `encode_index` knows
+        image_hash=int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"),
+        suffix=IMAGE_SUFFIXES.index(suffix),
+        format=FORMATS.index(opened.format or ""),
+        width=width,
+        height=height,
+        caption_length=max(map(len, captions), default=0),
+        image=image,
+        **fields,
+    )
+    return _Described(sample.key, record, tuple(_number(meta.get(name)) for name in columns))
+
+
+def _read(descriptor: int, member: tar.Member, reason: str, limit: int) -> tuple[bytes, Field]:
+    if member.size > limit:
+        raise BadSample(reason, f"{member.size} bytes; at most {limit} are read")
+    data = os.pread(descriptor, member.size, member.offset)
+    return data, Field(member.offset, member.size, zlib.crc32(data))
+
+
+def _number(value: object) -> float:
+    """What a JSON value counts as in a column: NaN if it is no number."""
+    try:
+        return float(value) if isinstance(value, int | float) else float("nan")
+    except OverflowError:  # an integer beyond float64
+        return float("nan")

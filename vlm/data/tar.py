@@ -1,4 +1,4 @@
-"""Tar shards: a strict scan of the headers, and the samples that their members form.
+"""A strict scan of a tar's headers: its regular members, and every damage where it was met.
 
 Nothing is ever extracted. Python's `tarfile` takes a damaged header for the end of the archive, so
 a reader built on it loses the rest of a shard in silence; here each damage is an item of the scan,
@@ -8,9 +8,7 @@ and large sizes.
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from vlm.errors import DataError
@@ -20,14 +18,6 @@ CHUNK = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_PAX_BYTES = 64 * 1024
 
-IMAGE_SUFFIXES = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "gif",
-)  # a sample's image is the first of these it has
-TEXT_SUFFIXES = ("txt", "json", "cls")
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -53,11 +43,16 @@ class Member(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something that was left out, and why; `offset` is the byte where it was met."""
+    """Something left out, and why, met at byte `offset`: a sample if it has a key, else bytes."""
 
     reason: str
     offset: int
     detail: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        named = f"{self.key!r}: " if self.key else ""
+        return f"at byte {self.offset}: {named}{self.detail}"
 
 
 class _Header(NamedTuple):
@@ -277,95 +272,3 @@ def _member(offset: int, header: _Header, said: dict[str, str]) -> Member | Prob
     if sparse or header.kind not in (b"0", b"\0", b"7"):
         return Problem("member.type", at, f"{name!r}: not a plain file (type {header.kind!r})")
     return Member(name, offset, header.size)
-
-
-@dataclass
-class TarSample:
-    """Adjacent members that share a key: the fields of one sample, by suffix."""
-
-    key: str
-    offset: int
-    fields: dict[str, Member] = field(default_factory=dict)
-    twice: str | None = None  # a suffix that came twice
-    touches_damage: bool = False  # a field may have been lost beside it
-
-    def kinds(self) -> set[str]:
-        """The fields it has, with every image format counted as one."""
-        return {"image" if suffix in IMAGE_SUFFIXES else suffix for suffix in self.fields}
-
-    def image(self) -> tuple[str, Member] | None:
-        """Its image's suffix and member: the first of `IMAGE_SUFFIXES` that it has."""
-        return next(((s, self.fields[s]) for s in IMAGE_SUFFIXES if s in self.fields), None)
-
-
-def split_key(name: str) -> tuple[str, str] | None:
-    """WebDataset's `base_plus_ext`: the key ends at the first dot of the last path component."""
-    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
-    return (match.group(1), match.group(2).lower()) if match else None
-
-
-def samples(
-    items: Iterable[Member | Problem],
-) -> tuple[list[TarSample], list[Problem], Counter[str]]:
-    """Returns a scanned shard's samples, all that was left out, and how often each suffix came.
-
-    Only `IMAGE_SUFFIXES` and `TEXT_SUFFIXES` become fields. A problem always ends a sample, so that
-    a field from beyond a damage is never paired with one from before it. Rejected whole: a key that
-    comes back later in the shard, a field that comes twice, no image, and a sample beside a damage
-    that lacks a field which every sample away from damage has.
-    """
-    groups, problems, suffixes = _group(items)
-    keys = Counter(group.key for group in groups)
-    whole = [group.kinds() for group in groups if group.image() and not group.touches_damage]
-    usual = set.intersection(*whole) if whole else set[str]()
-    kept = []
-    for group in groups:
-        rejected = _rejection(group, repeats=keys[group.key], usual=usual)
-        if rejected is None:
-            kept.append(group)
-        else:
-            problems.append(Problem(rejected[0], group.offset, f"{group.key!r}: {rejected[1]}"))
-    return kept, problems, suffixes
-
-
-def _group(
-    items: Iterable[Member | Problem],
-) -> tuple[list[TarSample], list[Problem], Counter[str]]:
-    groups: list[TarSample] = []
-    problems: list[Problem] = []
-    suffixes: Counter[str] = Counter()
-    current, after_damage = None, False
-    for item in items:
-        if isinstance(item, Problem):
-            problems.append(item)
-            if current is not None:
-                current.touches_damage = True
-            current, after_damage = None, True
-            continue
-        split = split_key(item.name)
-        if split is None or re.match(r"__[^/]*__($|/)", item.name):  # WebDataset skips these too
-            continue
-        key, suffix = split
-        suffixes[suffix] += 1
-        if current is None or key != current.key:
-            current = TarSample(key, item.offset, touches_damage=after_damage)
-            groups.append(current)
-            after_damage = False
-        if suffix in current.fields:
-            current.twice = suffix
-        elif suffix in IMAGE_SUFFIXES + TEXT_SUFFIXES:
-            current.fields[suffix] = item
-    return groups, problems, suffixes
-
-
-def _rejection(group: TarSample, *, repeats: int, usual: set[str]) -> tuple[str, str] | None:
-    if repeats > 1 and group.touches_damage:
-        return "sample.damaged", "its fields lie on both sides of a damage"
-    if repeats > 1:
-        return "sample.repeated_key", f"the key comes {repeats} times, not side by side"
-    if group.twice is not None:
-        return "sample.repeated_field", f"{group.twice} comes twice"
-    if group.image() is None:
-        return "sample.no_image", f"its fields are: {', '.join(group.fields) or 'none'}"
-    lost = sorted(usual - group.kinds()) if group.touches_damage else []
-    return ("sample.damaged", f"lost {', '.join(lost)} beside a damage") if lost else None

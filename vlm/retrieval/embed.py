@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
+from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.loader import EvalBatch, evaluation_batches
 from vlm.data.samples import BadSample
-from vlm.data.tar import IMAGE_SUFFIXES
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.progress import track
