@@ -31,6 +31,7 @@ VERBS = {
     "data pack": Verb("Data", "write a folder or a table as shards", "photos.csv shards/"),
     "data index": Verb("Data", "index shards and count bad samples", '"shards/*.tar"'),
     "data show": Verb("Data", "draw a sheet of samples", '"shards/*.tar" --out sheet.png'),
+    "data dedup": Verb("Data", "find pictures that repeat", '"shards/*.tar" --out sheet.png'),
     "data tokenizer": Verb("Data", "train a tokenizer on captions", '"shards/*.tar"'),
 }
 

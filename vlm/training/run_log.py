@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,15 @@ class RunLog:
         self.started = time.perf_counter()
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
 
-    def write(self, step: int, result: StepResult, *, data_wait_s: float, num_bad: int) -> None:
+    def write(
+        self,
+        step: int,
+        result: StepResult,
+        *,
+        data_wait_s: float,
+        num_bad: int,
+        passes: Mapping[str, float],
+    ) -> None:
         """Note a step (0-based); speak if it is one that speaks."""
         self.window.data_wait_s += data_wait_s
         if self.bar is not None:
@@ -53,6 +61,8 @@ class RunLog:
         if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
             return
         line = self._line(done, result, num_bad)
+        if len(passes) > 1:
+            line |= {f"passes/{name}": round(count, 4) for name, count in passes.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
