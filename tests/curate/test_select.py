@@ -8,6 +8,7 @@ import pytest
 
 from vlm.config.schema import FilterConfig
 from vlm.curate.select import choose
+from vlm.curate.source import open_data
 from vlm.data.dataset import open_shards
 from vlm.errors import ConfigError, DataError
 
@@ -131,3 +132,14 @@ def test_a_list_of_ids_that_is_none_is_a_config_error(dataset, tmp_path, content
 def test_a_field_that_was_not_indexed_says_how_to_index_it(dataset):
     with pytest.raises(DataError, match='"punsafe" was not indexed'):
         chosen(dataset, fields={"punsafe": "< 0.1"})
+
+
+def test_what_packing_left_out_is_accounted_for(tmp_path, encoded):
+    (tmp_path / "0.png").write_bytes(encoded(0))
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    rows = "".join(f"{number}.png,caption {number}\n" for number in range(3))
+    (tmp_path / "photos.csv").write_text(f"image,caption\n{rows}")
+    dataset = open_data(str(tmp_path / "photos.csv"), log=lambda line: None)
+    kept, ledger = choose(dataset, FilterConfig(), name="photos")
+    assert (len(kept), ledger.num_all) == (1, 3)
+    assert ledger.rejected.counts == {"image.format": 1, "image.missing": 1}

@@ -61,7 +61,7 @@ def test_every_sample_of_every_source_is_accounted_for(short, capsys):
         rejected = sum(reason["count"] for reason in source["rejected"].values())
         assert source["kept"] + dropped + rejected == source["all"] == len(whole.dataset)
     assert list(ledger[0]["dropped"]) == ["val_fraction"]
-    assert list(ledger[1]["dropped"])[0] == "filter.caption_chars"
+    assert next(iter(ledger[1]["dropped"])) == "filter.caption_chars"
     assert len(data.dataset) == sum(source["kept"] for source in ledger)
     assert f"artist: {ledger[0]['kept']:,} of {ledger[0]['all']:,} samples kept" in told
 

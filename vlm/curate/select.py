@@ -1,7 +1,9 @@
 """Which samples of a source are trained on, and why each of the others is not."""
 
+import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 from vlm.config.schema import FilterConfig
 from vlm.curate.dedup import exact_firsts, perceptual_firsts, perceptual_hashes
 from vlm.curate.listing import MAX_EXAMPLES, Tally
+from vlm.curate.pack import REPORT
 from vlm.data.dataset import Dataset
 from vlm.errors import ConfigError, DataError
 
@@ -38,8 +41,8 @@ class Ledger:
         name: Of the source.
         kept: Samples to train on.
         dropped: Samples that a rule left out, by the first rule that did.
-        rejected: What was left out when the shards were indexed: damages, and samples that cannot
-            be read.
+        rejected: What was left out when the shards were packed or indexed: damages, and samples
+            that cannot be read.
     """
 
     name: str
@@ -98,14 +101,15 @@ def choose(
     ids = np.arange(len(dataset))
     for reason, fails_in in _rules(rules, log):
         fails = fails_in(dataset)[ids]
-        _note(ledger.dropped, reason, [dataset.name(i) for i in ids[fails][:MAX_EXAMPLES]], fails)
+        told = [dataset.name(i) for i in ids[fails][:MAX_EXAMPLES]]
+        ledger.dropped.add_all(reason, int(fails.sum()), told)
         ids = ids[~fails]
     if rules.dedup != "none":
         firsts = _firsts(dataset, ids, rules)
         fails = firsts != ids
         pairs = list(zip(ids[fails], firsts[fails], strict=True))[:MAX_EXAMPLES]
         told = [f"{dataset.name(i)} (repeats {dataset.name(first)})" for i, first in pairs]
-        _note(ledger.dropped, f"dedup.{rules.dedup}", told, fails)
+        ledger.dropped.add_all(f"dedup.{rules.dedup}", int(fails.sum()), told)
         ids = ids[~fails]
     mask = np.zeros(len(dataset), bool)
     mask[ids] = True
@@ -113,7 +117,7 @@ def choose(
     if val_fraction:
         kept, held_out = kept.split(val_fraction)
         told = [held_out.name(i) for i in range(len(held_out))[:MAX_EXAMPLES]]
-        _note(ledger.dropped, "val_fraction", told, np.ones(len(held_out), bool))
+        ledger.dropped.add_all("val_fraction", len(held_out), told)
     ledger.kept = len(kept)
     if not len(kept):
         raise DataError([f"{name}: no sample is left", *list(ledger.lines())[1:]])
@@ -200,17 +204,20 @@ def _firsts(
 
 
 def _rejected(dataset: Dataset) -> Tally:
-    tally = Tally(dict(dataset.rejects))
+    """What the index left out, and what had been left out when the shards were packed."""
+    tally = Tally()
+    for folder, count in Counter(Path(shard.location).parent for shard in dataset.shards).items():
+        if (folder / REPORT).is_file():
+            report = json.loads((folder / REPORT).read_bytes())
+            if report["num_shards"] == count:  # of a part, it is not known what was left out
+                skipped = Tally(**report["skipped"])
+                for reason, number in skipped.counts.items():
+                    tally.add_all(reason, number, skipped.examples[reason])
     for shard in dataset.shards:
         if shard.rejects:
-            for problem in shard.details().quarantine:
-                examples = tally.examples.setdefault(problem.reason, [])
-                if len(examples) < MAX_EXAMPLES:
-                    examples.append(f"{shard.name} at byte {problem.offset}: {problem.detail}")
+            quarantine = shard.details().quarantine
+            for reason, count in shard.rejects.items():
+                cases = [problem for problem in quarantine if problem.reason == reason]
+                told = [f"{shard.name} at byte {case.offset}: {case.detail}" for case in cases]
+                tally.add_all(reason, count, told)
     return tally
-
-
-def _note(tally: Tally, reason: str, examples: list[str], fails: Fails) -> None:
-    if count := int(fails.sum()):
-        tally.counts[reason] = count
-        tally.examples[reason] = examples
