@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.config.load import check, load_config
+from vlm.config.load import load_config
+from vlm.config.rules import check
 from vlm.config.schema import (
     CaptionerConfig,
     Config,

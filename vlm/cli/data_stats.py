@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from vlm.cli.arguments import add_data
+
 HELP = "count sizes, formats, lengths of captions, scripts and exact duplicates"
 
 

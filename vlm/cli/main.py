@@ -35,6 +35,7 @@ VERBS = {
     "data check": Verb("Data", "read and compare every byte", '"shards/*.tar" --decode'),
     "data stats": Verb("Data", "measure pictures and captions", '"shards/*.tar" --out stats.png'),
     "data show": Verb("Data", "draw a sheet of samples", '"shards/*.tar" --out sheet.png'),
+    "data dedup": Verb("Data", "find pictures that repeat", '"shards/*.tar" --out sheet.png'),
     "data tokenizer": Verb("Data", "train a tokenizer on captions", '"shards/*.tar"'),
 }
 

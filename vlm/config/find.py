@@ -1,17 +1,15 @@
-"""From names to things: the file of a config, the values and lines in it, the key a typo meant."""
+"""From names to things: the file of a config, and the values and lines in it."""
 
-import dataclasses
 import difflib
-import functools
+import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 import yaml
 
-from vlm.config.schema import Config
 from vlm.errors import ConfigError
 
 MAX_BYTES = 2**20
@@ -37,7 +35,8 @@ class Document(NamedTuple):
 
     Attributes:
         values: Plain values: dicts, lists, text, numbers, True, False, None.
-        lines: The line of every key of a mapping, counted from 1; `()` is the start.
+        lines: The line of every key of a mapping and of every item of a list (its number is its
+            key), counted from 1; `()` is the start.
         repeated: Line and problem of every key that its mapping has already; the first one counts.
     """
 
@@ -211,9 +210,11 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 def _plain(node: yaml.Node, keys: Keys, document: Document) -> Any:
-    """The node's value; notes the lines of keys of mappings, not of mappings inside lists."""
+    """The node's value; notes the lines of keys and of items of lists."""
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, keys, document) for item in node.value]
+        for number, item in enumerate(node.value):
+            document.lines[(*keys, str(number))] = item.start_mark.line + 1
+        return [_plain(item, (*keys, str(n)), document) for n, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return _plain_mapping(node, keys, document)
     _, convert = _SCALARS.get(node.tag.removeprefix(_TAG), ("", str))
@@ -237,44 +238,6 @@ def _plain_mapping(node: yaml.MappingNode, keys: Keys, document: Document) -> di
     return values
 
 
-@functools.cache
-def fields_of(section: type) -> dict[str, Any]:
-    """What each key of a section holds: a section (its dataclass), `dict`, or None: one value."""
-    return {field.name: _holds(field.type) for field in dataclasses.fields(section)}
-
-
-def _holds(annotation: Any) -> Any:
-    if get_origin(annotation) is dict:
-        return dict
-    options = (annotation, *get_args(annotation))
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
-
-
-def _leaves(section: type, prefix: str = "") -> Iterator[str]:
-    for name, inner in fields_of(section).items():
-        if inner not in (None, dict):
-            yield from _leaves(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def suggest(keys: Keys, section: type) -> tuple[str, list[str]]:
-    """How to go on after an unknown key, and the dotted keys it may have meant."""
-    name, names = keys[-1][:80], list(fields_of(section))
-    leaves = list(_leaves(Config))
-    if name in leaves:
-        outer, _, last = name.rpartition(".")
-        return f"write {last} under {outer.replace('.', ': ')}:", [name]
-    if near := difflib.get_close_matches(name, names, n=1):
-        return f"did you mean {near[0]}?", [".".join((*keys[:-1], near[0]))]
-    last_names = {leaf.rpartition(".")[2] for leaf in leaves}
-    if near := difflib.get_close_matches(name, sorted(last_names), n=1):
-        meant = [leaf for leaf in leaves if leaf.rpartition(".")[2] == near[0]]
-        return f"did you mean {' or '.join(meant)}?", meant
-    where = dotted(keys[:-1]) if keys[1:] else "a config"
-    return f"{where} has {', '.join(names)}", []
-
-
 def printable(text: str, max_length: int = 80) -> str:
     """`text` on one line: control codes escaped, cut to `max_length` characters."""
     escaped = "".join(
@@ -287,3 +250,8 @@ def printable(text: str, max_length: int = 80) -> str:
 def dotted(keys: Keys) -> str:
     """`keys` as they are written, on one line."""
     return printable(".".join(keys)) or '""'
+
+
+def shown(value: Any) -> str:
+    """A setting's value as JSON, on one line."""
+    return printable(json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True))

@@ -1,25 +1,19 @@
 """Settings from a file and overrides, with every mistake reported at once; and back to YAML."""
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from vlm.config import find
-from vlm.config.find import Keys, dotted, fields_of, printable
+from vlm.config.find import Keys, dotted, printable, shown
+from vlm.config.rules import check
 from vlm.config.schema import Config
+from vlm.config.sections import fields_of, suggest
 from vlm.errors import ConfigError
-
-
-class Problem(NamedTuple):
-    """A broken rule between settings: the dotted keys it is about, and the line to print."""
-
-    keys: tuple[str, ...]
-    text: str
 
 
 class _Place(NamedTuple):
@@ -53,57 +47,6 @@ def dump_config(config: Config) -> str:
     return find.write_yaml(dataclasses.asdict(config))
 
 
-def check(config: Config) -> list[Problem]:
-    """The broken rules between settings, which no single setting shows."""
-    return list(_broken_rules(config))
-
-
-def _broken_rules(config: Config) -> Iterator[Problem]:
-    yield from _check_duration(config)
-    yield from _check_divisible(config, "train.global_batch_size", "data.streams")
-    yield from _check_divisible(config, "model.text.width", "model.text.num_heads")
-    if config.model.captioner:
-        yield from _check_divisible(config, "model.captioner.width", "model.captioner.num_heads")
-    else:
-        yield from _check_unused_caption_settings(config)
-    low, high = config.model.init_logit_scale, config.model.max_logit_scale
-    if low > high:
-        keys = ("model.init_logit_scale", "model.max_logit_scale")
-        yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
-    for name, value in config.model.image.kwargs.items():
-        if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
-            key = printable(f"model.image.kwargs.{name}")
-            yield Problem((key,), f"{key} is the text {_show(value)}; write true or false")
-
-
-def _check_duration(config: Config) -> Iterator[Problem]:
-    train, keys = config.train, ("train.steps", "train.epochs")
-    if train.steps is not None and train.epochs is not None:
-        text = f"steps or epochs, not both: train.steps is {train.steps}"
-        yield Problem(keys, f"{text} and train.epochs is {train.epochs:g}; set one to null")
-    if config.data.train is not None and train.steps is None and train.epochs is None:
-        text = "train.steps or train.epochs must say how long to train on data.train"
-        yield Problem((*keys, "data.train"), text)
-
-
-def _check_divisible(config: Any, key: str, by_key: str) -> Iterator[Problem]:
-    value, by = (functools.reduce(getattr, name.split("."), config) for name in (key, by_key))
-    low = value // by * by
-    if low != value:
-        use = f"{low} or {low + by}" if low else f"{by}"
-        text = f"{key} ({value}) must be divisible by {by_key} ({by}); use {use}"
-        yield Problem((key, by_key), text)
-
-
-def _check_unused_caption_settings(config: Config) -> Iterator[Problem]:
-    for field in dataclasses.fields(config.loss):
-        value = getattr(config.loss, field.name)
-        if field.name.startswith("caption_") and value != field.default:
-            text = f"loss.{field.name} ({value:g}) does nothing without a model.captioner"
-            way_out = "add model.captioner: {}, or remove it"
-            yield Problem((f"loss.{field.name}", "model.captioner"), f"{text}; {way_out}")
-
-
 class _Settings:
     """The settings given so far, where each came from, and what is wrong with them."""
 
@@ -125,7 +68,7 @@ class _Settings:
             self._merge(document.values, lambda keys: self._line(document.lines[keys]))
         elif document.values is not None:
             text = (
-                f"must hold sections: {', '.join(fields_of(Config))}; is {_show(document.values)}"
+                f"must hold sections: {', '.join(fields_of(Config))}; is {shown(document.values)}"
             )
             self.problems.append((self._line(document.lines[()]), text))
 
@@ -134,8 +77,8 @@ class _Settings:
 
     def override(self, item: str | tuple[str, Any], order: int) -> None:
         """Takes one `section.key=value`, or one (dotted key, Python value)."""
-        shown = item if isinstance(item, str) else f"{item[0]}={_show(item[1])}"
-        place = _Place(order, f"override {printable(shown)}")
+        text = item if isinstance(item, str) else f"{item[0]}={shown(item[1])}"
+        place = _Place(order, f"override {printable(text)}")
         try:
             name, value = _split(item) if isinstance(item, str) else (item[0], _jsonable(item[1]))
         except ValueError as error:
@@ -164,15 +107,29 @@ class _Settings:
                 continue
             self.places[keys] = place(keys)
             inner = None if kind is dict else fields_of(kind)[name]
-            if inner is None or not isinstance(value, dict):
+            if isinstance(value, list) and get_origin(inner) is tuple:
+                into[name] = [{} if isinstance(item, dict) else item for item in value]
+                self._merge_list(value, place, prefix=keys, kind=get_args(inner)[0])
+                continue
+            if not isinstance(value, dict) or not isinstance(inner, type):
                 into[name] = value
                 continue
             if not isinstance(into.get(name), dict) or (inner is dict and keys == target):
                 into[name] = {}
             self._merge(value, place, target=target, prefix=keys, kind=inner)
 
+    def _merge_list(
+        self, given: list[Any], place: Callable[[Keys], _Place], *, prefix: Keys, kind: type
+    ) -> None:
+        """Puts the sections in `given` into the empty ones of the list at `prefix`."""
+        for number, item in enumerate(given):
+            keys = (*prefix, str(number))
+            self.places[keys] = place(keys)
+            if isinstance(item, dict):
+                self._merge(item, place, prefix=keys, kind=kind)
+
     def _report_unknown(self, keys: Keys, kind: type, place: _Place) -> None:
-        hint, meant = find.suggest(keys, kind)
+        hint, meant = suggest(keys, kind)
         self.problems.append((place, f"unknown key {dotted(keys)}; {hint}"))
         self.mistaken.update(meant)
 
@@ -205,13 +162,19 @@ class _Settings:
             setting = next(keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in self.places)
             self.problems.append((self.places[setting], f"{dotted(keys)} {text}"))
             self.mistaken.add(".".join(setting))
-            self._reach(setting[:-1])[1].pop(setting[-1], None)
+            while isinstance(self._reach(setting[:-1])[1], list):  # out with the whole list
+                setting = setting[:-1]
+            reached, section = self._reach(setting[:-1])
+            if reached == setting[:-1]:
+                section.pop(setting[-1], None)
 
     def _reach(self, location: Sequence[str | int]) -> tuple[Keys, Any]:
         """The keys and the value as far along `location` as there is one."""
         keys: Keys = ()
         value: Any = self.values
         for part in location:
+            if part == "list" and isinstance(value, list):  # the tag of a form in the schema
+                continue
             try:
                 value = value[int(part) if isinstance(value, list) else part]
             except (LookupError, TypeError, ValueError):
@@ -234,7 +197,7 @@ def _jsonable(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, default=_plain, ensure_ascii=False).encode())
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a setting can't hold {_show(value)}") from error
+        raise ValueError(f"a setting can't hold {shown(value)}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -257,6 +220,7 @@ _EXPECTED = {
     "int_type": "a whole number",
     "float_type": "a number",
     "string_type": "text",
+    "string_pattern_mismatch": 'a comparison, such as ">= 0.28" or "> 0.2 and < 0.9"',
     "bool_type": "true or false",
     "tuple_type": "a list",
     "dict_type": "a section",
@@ -270,13 +234,15 @@ def _explain(value: Any, errors: Sequence[Any]) -> str:
     kind, context = errors[0]["type"], dict(errors[0].get("ctx", {}))
     if "expected" in context:  # 'a', 'b' or 'c'
         context["expected"] = context["expected"].replace(" or ", ", ").replace("'", "")
+    if kind == "missing" and isinstance(value, dict):
+        return f"lacks {errors[0]['loc'][-1]}"
     if kind == "missing":  # one error for each missing item
         kind, context = "too_long", {"max_length": len(value) + len(errors)}
     expected = _EXPECTED[kind].format(**context)
     if len({error["type"] for error in errors}) > 1:
         expected = "text, a number, true or false"
     separator = ";" if "," in expected else ","
-    return f"must be {expected}{separator} is {_show(value)}{_way_out(value, kind)}"
+    return f"must be {expected}{separator} is {shown(value)}{_way_out(value, kind)}"
 
 
 def _way_out(value: Any, kind: str) -> str:
@@ -285,11 +251,7 @@ def _way_out(value: Any, kind: str) -> str:
     if kind == "int_type" and isinstance(value, float) and value.is_integer() and value < 1e15:
         return f"; write {int(value)}"
     if kind == "string_type" and isinstance(value, int | float):
-        return f'; as text it is written "{_show(value)}"'
+        return f'; as text it is written "{shown(value)}"'
     if kind == "dataclass_type" and value is None:
         return "; write {} for its defaults"
     return ""
-
-
-def _show(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True))

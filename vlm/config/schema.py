@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -13,6 +13,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+_COMPARISON = r"(>=|<=|==|!=|>|<) *[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?"
+Comparison = Annotated[str, Field(pattern=f"^{_COMPARISON}( and {_COMPARISON})*$")]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,10 +33,49 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FilterConfig:
+    """Which samples of a source are trained on: resolved before step 0, every drop is told."""
+
+    min_image_side: CountOrZero = 0  # pixels of the shorter side
+    max_aspect: Annotated[float, Field(ge=1)] | None = None  # longer side / shorter side
+    min_caption_chars: CountOrZero = 0  # of the longest caption
+    max_caption_chars: Count | None = None
+    fields: dict[str, Comparison] = field(  # numbers of the json: {similarity: ">= 0.28"}
+        default_factory=dict
+    )
+    allow_ids: str | None = None  # a file, one id a line: KEY or SHARD.tar/KEY; only these
+    deny_ids: str | None = None  # the same; none of these
+    dedup: Literal["none", "exact", "perceptual"] = "none"  # of what is left: the first is kept
+    dedup_bits: Annotated[int, Field(ge=0, le=16)] = 4  # perceptual: of 64 bits, so many may differ
+
+
+@dataclass(frozen=True, config=STRICT)
+class SourceConfig:
+    """One of several sources of training samples."""
+
+    data: str  # DATA
+    name: str | None = None  # in the log, the ledger and metrics; the text of `data` if absent
+    weight: Positive | None = None  # share of all samples seen; absent: the number of samples
+    image_column: str | None = None  # of a table; guessed and printed when absent
+    caption_column: str | None = None
+    filter: FilterConfig = field(default_factory=FilterConfig)
+
+
+def _form(value: object) -> str:
+    return "list" if isinstance(value, list | tuple) else "text"
+
+
+Sources = Annotated[
+    Annotated[str, Tag("text")] | Annotated[tuple[SourceConfig, ...], Tag("list")],
+    Discriminator(_form),
+]
+
+
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Where samples come from. DATA is a shard pattern, an image folder, or a table."""
 
-    train: str | None = None  # DATA; required to train
+    train: Sources | None = None  # DATA, or a list of sources; required to train
     image_column: str | None = None  # of a table; guessed and printed when absent
     caption_column: str | None = None
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out by a hash of the image bytes

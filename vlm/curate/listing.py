@@ -33,9 +33,14 @@ class Tally:
 
     def add(self, reason: str, example: str) -> None:
         """Counts one case."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if self.counts[reason] <= MAX_EXAMPLES:
-            self.examples.setdefault(reason, []).append(example)
+        self.add_all(reason, 1, [example])
+
+    def add_all(self, reason: str, count: int, examples: list[str]) -> None:
+        """Counts some cases, of which the first are told."""
+        if count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            known = self.examples.setdefault(reason, [])
+            known += examples[: MAX_EXAMPLES - len(known)]
 
     def lines(self) -> Iterator[str]:
         """Yields one line a reason: `2 image.missing: a.jpg, b.jpg`."""

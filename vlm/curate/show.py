@@ -1,6 +1,7 @@
-"""A contact sheet: samples drawn at random, each picture with its key and captions beneath."""
+"""Contact sheets: samples side by side, each picture with its key and captions beneath."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -43,14 +44,25 @@ def contact_sheet(dataset: Dataset, path: Path, *, n: int = 32, seed: int = 0) -
         raise ConfigError(f"n ({n}) must be at least 1")
     n = min(n, len(dataset))
     chosen = np.random.default_rng(seed).choice(len(dataset), n, replace=False)
+    columns = min(MAX_COLUMNS, math.ceil(math.sqrt(n * 1.5)))
+    ids = sorted(chosen.tolist())
+    write_sheet(dataset, path, [ids[at : at + columns] for at in range(0, n, columns)])
+    return n
+
+
+def write_sheet(dataset: Dataset, path: Path, rows: Sequence[Sequence[int]]) -> None:
+    """Draws rows of samples as a PNG, of each row the first `MAX_COLUMNS`.
+
+    Raises:
+        DiskError: The PNG cannot be written.
+    """
     font = ImageFont.truetype(
         Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE
     )
-    cells = [_cell(dataset, sample_id, font) for sample_id in sorted(chosen.tolist())]
+    cells = [[_cell(dataset, sample_id, font) for sample_id in row[:MAX_COLUMNS]] for row in rows]
     buffer = BytesIO()
     _draw(cells, font).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
-    return n
 
 
 def _cell(dataset: Dataset, sample_id: int, font: ImageFont.FreeTypeFont) -> _Cell:
@@ -110,9 +122,8 @@ def _elided(text: str, font: ImageFont.FreeTypeFont) -> str:
     return lines[0] + ("…" if len(lines) > 1 else "") if lines else ""
 
 
-def _draw(cells: list[_Cell], font: ImageFont.FreeTypeFont) -> Image.Image:
-    columns = min(MAX_COLUMNS, math.ceil(math.sqrt(len(cells) * 1.5)))
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+def _draw(rows: list[list[_Cell]], font: ImageFont.FreeTypeFont) -> Image.Image:
+    columns = max(map(len, rows))
     heights = [THUMBNAIL + LINE_HEIGHT * max(len(cell.lines) for cell in row) + GAP for row in rows]
     sheet = Image.new("RGB", (GAP + columns * (THUMBNAIL + GAP), GAP + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)

@@ -35,8 +35,8 @@ NUM_READS = 3  # a network file system may hand out a bad page once
 class Dataset:
     """Samples 0 .. num_samples-1 of a list of shards, or of a selection from them.
 
-    The order is that of the shards sorted by name, and within one that of the tar. Reading is safe
-    from several threads and processes; a pickle holds paths and the selection, no open file.
+    The order is that of the shards, and within one that of the tar. Reading is safe from several
+    threads and processes; a pickle holds paths and the selection, no open file.
 
     Attributes:
         shards: The shards' indexes, in order.
@@ -49,15 +49,27 @@ class Dataset:
         """Joins indexed shards.
 
         Args:
-            shards: The indexes, in any order.
+            shards: The indexes, in order.
             selection: Ascending positions in the joined shards; None for all.
         """
-        self.shards = sorted(shards, key=_identity)
+        self.shards = list(shards)
         self._starts = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
         self._selection = selection
         self.num_samples = self._starts[-1] if selection is None else len(selection)
         self._tar = lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
         self._rows = lru_cache(MAX_OPEN_SHARDS)(ShardIndex.rows)
+
+    @staticmethod
+    def join(datasets: Sequence["Dataset"]) -> "Dataset":
+        """The samples of several, one data set after the other."""
+        if len(datasets) == 1:
+            return datasets[0]
+        shards = [shard for dataset in datasets for shard in dataset.shards]
+        if all(dataset._selection is None for dataset in datasets):
+            return Dataset(shards)
+        starts = accumulate((dataset._starts[-1] for dataset in datasets), initial=0)
+        chosen = [d._positions() + start for d, start in zip(datasets, starts, strict=False)]
+        return Dataset(shards, np.concatenate(chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Dataset, (self.shards, self._selection)
@@ -94,12 +106,16 @@ class Dataset:
         shard, row = self._locate(sample_id)
         return self._rows(shard).key(row)
 
+    def name(self, sample_id: SupportsIndex) -> str:
+        """`SHARD.tar/KEY`."""
+        shard, row = self._locate(sample_id)
+        return f"{shard.name}/{self._rows(shard).key(row)}"
+
     def read(self, sample_id: SupportsIndex) -> Sample:
         """Returns a sample, its bytes checked against the index.
 
         Raises:
-            BadSample: `shard.crc` (the bytes are not those that were indexed), `shard.unreadable`
-                or `shard.size` (the tar is not as long as it was).
+            BadSample: `shard.crc` (not the bytes indexed), `shard.unreadable` or `shard.size`.
             IndexError: There is no such sample.
         """
         shard, row = self._locate(sample_id)
@@ -187,6 +203,9 @@ class Dataset:
             position = int(self._selection[position])
         shard = bisect_right(self._starts, position) - 1
         return self.shards[shard], position - self._starts[shard]
+
+    def _positions(self) -> Int64[np.ndarray, " num_samples"]:
+        return np.arange(self.num_samples) if self._selection is None else self._selection
 
     def _gather(
         self, column: Callable[[Rows], Any], dtype: type[Value], *shape: int
@@ -284,7 +303,7 @@ def open_shards(
         raise DataError(problems)
     for line in left_out(shards):
         log(line)
-    dataset = Dataset(shards)
+    dataset = Dataset(sorted(shards, key=_identity))
     if require_captions and next(dataset.captions(), None) is None:
         raise DataError(without_captions(shards))
     return dataset

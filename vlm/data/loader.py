@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
-from vlm.data.order import SampleOrder, check_divides, draws_of_visit
+from vlm.data.order import Order, check_divides, draws_of_visit
 from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
 from vlm.data.workers import build_in_order
@@ -82,7 +82,7 @@ class EvalBatch:
 
 def training_batches(
     dataset: Dataset,
-    order: SampleOrder,
+    order: Order,
     *,
     transform: TrainTransform,
     tokenizer: Tokenizer,
@@ -183,7 +183,7 @@ class _TrainingBuilder:
         self,
         dataset: Dataset,
         *,
-        order: SampleOrder,
+        order: Order,
         transform: TrainTransform,
         tokenizer: Tokenizer,
         seed: int,

@@ -11,10 +11,12 @@ samples and C streams:
    permuted when it is first met, with the random numbers of (seed, e, 1, stream, block).
 
 Global batch k is `[k G, (k + 1) G)`, ordered by stream, and a rank takes a contiguous slice of it.
+`vlm.data.mixture` weaves the orders of several sources into one.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import count
 from struct import Struct
@@ -29,8 +31,75 @@ from vlm.errors import ConfigError, DataError
 _WORDS = Struct("<16I")
 
 
-class SampleOrder:
-    """The sample at any stream position, in memory that does not grow with the number of samples.
+class Order(ABC):
+    """The sample at any stream position, and the batches that follow from it.
+
+    Attributes:
+        num_samples: Positions in an epoch.
+        streams: C, what a batch is ordered by.
+        global_batch_size: G, a multiple of C.
+    """
+
+    version = 1  # of the order; goes up when the same arguments give another order
+    num_samples: int
+    streams: int
+    global_batch_size: int
+
+    @abstractmethod
+    def at(
+        self, positions: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """The epochs and sample ids at `positions` (>= 0, in any order), both int64."""
+
+    @abstractmethod
+    def streams_at(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The stream that each position belongs to, from 0 to C - 1."""
+
+    @abstractmethod
+    def passes(self, num_positions: int) -> list[float]:
+        """How often each source has been passed over after the first `num_positions`."""
+
+    @abstractmethod
+    def _build_tables(self) -> None:
+        """Derive what only depends on the arguments, with empty caches."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the tables and caches out of a pickle: a worker derives them in microseconds."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._build_tables()
+
+    def batch(
+        self, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+        """The epochs and sample ids of a rank's slice of global batch `step`, ordered by stream.
+
+        Concatenating the ranks gives the same batch for every world size. Micro-batch a of A of a
+        rank is slice `rank * A + a` of `world_size * A`.
+
+        Raises:
+            ConfigError: `world_size` does not divide the global batch.
+        """
+        check_divides("world_size", world_size, "global_batch_size", self.global_batch_size)
+        assert 0 <= rank < world_size
+        size = self.global_batch_size // world_size
+        return self.at(self._batch_positions(step)[rank * size : (rank + 1) * size])
+
+    def _order_batch(self, step: int) -> Int[np.ndarray, " G"]:
+        """The positions of global batch `step`, by stream and within a stream in order."""
+        start = step * self.global_batch_size
+        positions = np.arange(start, start + self.global_batch_size, dtype=np.int64)
+        return positions[np.argsort(self.streams_at(positions), kind="stable")]
+
+    @cached_property
+    def _batch_positions(self) -> Callable[[int], Int[np.ndarray, " G"]]:
+        return lru_cache(maxsize=2)(self._order_batch)
+
+
+class SampleOrder(Order):
+    """The order of one source, in memory that does not grow with the number of samples.
 
     Args:
         shard_sizes: Samples in each shard, in the order of their ids; 0 is allowed.
@@ -46,8 +115,6 @@ class SampleOrder:
         ConfigError: A size is not positive, or C does not divide G.
         DataError: There are no samples.
     """
-
-    version = 1  # of the order; goes up when the same arguments give another order
 
     def __init__(
         self,
@@ -72,7 +139,6 @@ class SampleOrder:
         self._build_tables()
 
     def _build_tables(self) -> None:
-        """Derive what only depends on the arguments, with empty caches."""
         quotient, remainder = divmod(self.num_samples, self.streams)
         stream = np.arange(self.streams, dtype=np.int64)
         self._stream_starts = stream * quotient + np.minimum(stream, remainder)
@@ -81,20 +147,11 @@ class SampleOrder:
         self._shuffled_shards = lru_cache(maxsize=2)(self._shuffle_shards)
         # every stream's block, and its next one while a batch straddles two: at most 16 B C bytes
         self._shuffled_block = lru_cache(maxsize=max(4, 2 * self.streams))(self._shuffle_block)
-        self._batch_positions = lru_cache(maxsize=2)(self._order_batch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the tables and caches out of a pickle: a worker derives them in microseconds."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._build_tables()
 
     def at(
         self, positions: Int[np.ndarray, " n"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """The epochs and sample ids at `positions` (>= 0, in any order), both int64."""
+        """The epochs and sample ids at `positions`."""
         assert positions.size == 0 or positions.min() >= 0
         epochs, place = np.divmod(positions.astype(np.int64, copy=False), self.num_samples)
         offsets, streams = np.divmod(place, self.streams)
@@ -109,31 +166,17 @@ class SampleOrder:
             sample_ids[rows] = in_epoch + shards.id_shifts[slot]
         return epochs, sample_ids
 
-    def batch(
-        self, step: int, *, rank: int = 0, world_size: int = 1
-    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-        """The epochs and sample ids of a rank's slice of global batch `step`, ordered by stream.
+    def streams_at(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The stream of each position."""
+        return positions % self.num_samples % self.streams
 
-        Concatenating the ranks gives the same batch for every world size. Micro-batch a of A of a
-        rank is slice `rank * A + a` of `world_size * A`.
-
-        Raises:
-            ConfigError: `world_size` does not divide the global batch.
-        """
-        check_divides("world_size", world_size, "global_batch_size", self.global_batch_size)
-        assert 0 <= rank < world_size
-        size = self.global_batch_size // world_size
-        return self.at(self._batch_positions(step)[rank * size : (rank + 1) * size])
-
-    def _order_batch(self, step: int) -> Int[np.ndarray, " G"]:
-        """The positions of global batch `step`, by stream and within a stream in order."""
-        start = step * self.global_batch_size
-        positions = np.arange(start, start + self.global_batch_size, dtype=np.int64)
-        return positions[np.argsort(positions % self.num_samples % self.streams, kind="stable")]
+    def passes(self, num_positions: int) -> list[float]:
+        """The epochs, as there is one source."""
+        return [num_positions / self.num_samples]
 
     def _shuffle_shards(self, epoch: int) -> "_ShuffledShards":
         """The shards of an epoch in their order."""
-        permutation = _generator(self.seed, epoch, 0).permutation(len(self.shard_sizes))
+        permutation = generator(self.seed, epoch, 0).permutation(len(self.shard_sizes))
         sizes = self.shard_sizes[permutation]
         ends = np.cumsum(sizes)
         return _ShuffledShards(ends, self._first_ids[permutation] - (ends - sizes))
@@ -141,7 +184,7 @@ class SampleOrder:
     def _shuffle_block(self, epoch: int, stream: int, block: int) -> Int[np.ndarray, " b"]:
         """The order within a block: where each of its places is found."""
         size = min(self.block_size, self._stream_sizes[stream] - block * self.block_size)
-        return _generator(self.seed, epoch, 1, stream, block).permutation(size)
+        return generator(self.seed, epoch, 1, stream, block).permutation(size)
 
 
 class _ShuffledShards(NamedTuple):
@@ -163,7 +206,8 @@ def draws_of_visit(seed: int, epoch: int, sample_id: int) -> Iterator[float]:
             yield word / 2**32
 
 
-def _generator(*entropy: int) -> Generator:
+def generator(*entropy: int) -> Generator:
+    """The random numbers of a place in the order, pinned by golden values in its tests."""
     return Generator(PCG64(SeedSequence(entropy)))
 
 

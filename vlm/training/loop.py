@@ -64,7 +64,7 @@ def train(
     parts = build_parts(settings, ranks)
     try:
         if ranks.is_main:
-            _describe(folder, settings)
+            _describe(folder, parts)
         with Saver(folder / "checkpoints", settings) as saver:
             _fit(parts, folder, ranks, saver)
         return _finish(parts, folder, ranks)
@@ -98,7 +98,8 @@ def _fit(parts: Parts, folder: Path, ranks: distributed.Ranks, saver: Saver) -> 
         result = parts.step(step, batch)
         bad_guard.check((step + 1) * size, result.bad)
         finite_guard.check(step, result)
-        log.write(step, result, data_wait_s=waited, num_bad=bad_guard.counts.total())
+        passes = parts.data.passes((step + 1) * size)
+        log.write(step, result, data_wait_s=waited, num_bad=bad_guard.counts.total(), passes=passes)
         done = step + 1
         if done == parts.num_steps or saver.due(done, parts.step.device):
             saver.save(done, parts, {"bad": dict(bad_guard.counts)})
@@ -131,9 +132,10 @@ def _refuse_overwriting(folder: Path, resume: str) -> None:
         )
 
 
-def _describe(folder: Path, config: Config) -> None:
-    """config.yaml reruns the run; command.json says what made it, on what."""
-    write_atomic(folder / "config.yaml", dump_config(config).encode())
+def _describe(folder: Path, parts: Parts) -> None:
+    """config.yaml reruns the run; ledger.json says on what, command.json what made it."""
+    write_atomic(folder / "config.yaml", dump_config(parts.config).encode())
+    write_atomic(folder / "ledger.json", parts.data.ledger())
     command = {
         "command": ["vlm", *sys.argv[1:]],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -36,9 +36,12 @@ def plan(parts: Parts, ranks: Ranks) -> Iterator[tuple[str, str]]:
     size = config.train.global_batch_size
     total = parts.num_steps * size
     yield "run folder", config.run.dir
-    yield "data", f"{config.data.train}: {len(parts.dataset):,} samples"
+    for ledger, (name, passes) in zip(
+        parts.data.ledgers, parts.data.passes(total).items(), strict=True
+    ):
+        yield "data", f"{name}: {ledger.kept:,} samples, {passes:.1f} passes"
     yield "steps", f"{parts.num_steps:,} of {size:,} samples on {ranks.world_size} rank(s)"
-    yield "samples", f"{total:,} ({total / len(parts.dataset):.1f} epochs)"
+    yield "samples", f"{total:,} ({total / len(parts.data.dataset):.1f} epochs)"
     yield "device", f"{step.device}, {step.precision}"
     yield "vocabulary", f"{parts.tokenizer.vocab_size:,} ({config.model.text.tokenizer})"
     for name, count in parameters_by_part(step.module):

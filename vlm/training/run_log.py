@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,15 @@ class RunLog:
         self._unwritten = ""
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
 
-    def write(self, step: int, result: StepResult, *, data_wait_s: float, num_bad: int) -> None:
+    def write(
+        self,
+        step: int,
+        result: StepResult,
+        *,
+        data_wait_s: float,
+        num_bad: int,
+        passes: Mapping[str, float],
+    ) -> None:
         """Note a step (0-based); speak if it is one that speaks."""
         self.window.data_wait_s += data_wait_s
         if self.bar is not None:
@@ -57,7 +66,10 @@ class RunLog:
         done = step + 1
         if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
             return
-        line = self.last = self._line(done, result, num_bad)
+        line = self._line(done, result, num_bad)
+        if len(passes) > 1:
+            line |= {f"passes/{name}": round(count, 4) for name, count in passes.items()}
+        self.last = line
         self._append(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
         self.window = _Window(done)

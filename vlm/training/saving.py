@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm import checkpoint
 from vlm.config.schema import Config
-from vlm.data.order import SampleOrder
+from vlm.data.order import Order
 from vlm.errors import CheckpointError, ConfigError, DataError, DiskError, Preempted
 from vlm.runtime import distributed
 from vlm.runtime.files import remove_leftovers
@@ -220,11 +220,11 @@ def _data_state(parts: Parts) -> dict[str, Any]:
     """The data's whole state but for the position, which is step times global batch size."""
     averaged = parts.step.averaged
     return {
-        "fingerprint": parts.dataset.fingerprint,
+        **parts.data.state,
         "global_batch_size": parts.config.train.global_batch_size,
         "streams": parts.config.data.streams,
         "seed": parts.config.train.seed,
-        "order_version": SampleOrder.version,
+        "order_version": Order.version,
         "ema_updates": averaged.num_updates if averaged else 0,
     }
 
@@ -238,16 +238,17 @@ def _check_same_data(loaded: checkpoint.Checkpoint, now: dict[str, Any]) -> None
             "restore the data, or start anew with another run.dir"
         )
     keys = {
+        "mixture": "data.train's samples and weights, source by source,",
         "global_batch_size": "train.global_batch_size",
         "streams": "data.streams",
         "seed": "train.seed",
         "order_version": "the order's version",
     }
     changed = [
-        f"{loaded.path}: {label} was {then[key]}, is {now[key]}; samples would repeat or be lost; "
-        f"set it back, or start anew with another run.dir"
+        f"{loaded.path}: {label} was {then.get(key)}, is {now[key]}; samples would repeat or be "
+        f"lost; set it back, or start anew with another run.dir"
         for key, label in keys.items()
-        if then[key] != now[key]
+        if then.get(key) != now[key]
     ]
     if changed:
         raise ConfigError(changed)

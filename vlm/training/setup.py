@@ -9,10 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.config.schema import Config
-from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
 from vlm.data.loader import Batch, training_batches
-from vlm.data.order import SampleOrder
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
@@ -23,6 +21,7 @@ from vlm.runtime.distributed import Ranks
 from vlm.runtime.seeding import derive
 from vlm.tokenizer import Tokenizer, build_tokenizer
 from vlm.training.objective import Objective
+from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
 
 
@@ -31,8 +30,7 @@ class Parts:
     """A run, ready to start at any step."""
 
     config: Config
-    dataset: Dataset
-    order: SampleOrder
+    data: TrainingData
     tokenizer: Tokenizer
     num_steps: int
     step: TrainStep
@@ -42,8 +40,8 @@ class Parts:
         config = self.config
         augment = config.data.augment
         return training_batches(
-            self.dataset,
-            self.order,
+            self.data.dataset,
+            self.data.order,
             transform=TrainTransform(
                 config.model.image.image_size,
                 min_scale=augment.min_scale,
@@ -64,27 +62,6 @@ class Parts:
             shuffle_tags=augment.shuffle_tags,
             pin_memory=self.step.device.type == "cuda",
         )
-
-
-def open_training_data(config: Config) -> Dataset:
-    """The training split of data.train.
-
-    Raises:
-        ConfigError: data.train is not set.
-        DataError: It cannot be read, or it is smaller than one global batch.
-    """
-    if config.data.train is None:
-        raise ConfigError(
-            "data.train is not set; add data.train=DATA (shards, a folder or a table)"
-        )
-    dataset = open_data(
-        config.data.train,
-        image_column=config.data.image_column,
-        caption_column=config.data.caption_column,
-        require_captions=True,
-        log=print if distributed.rank() == 0 else lambda _: None,
-    )
-    return dataset.split(config.data.val_fraction)[0] if config.data.val_fraction else dataset
 
 
 def tokenizer_for(config: Config, dataset: Dataset) -> Tokenizer:
@@ -114,19 +91,13 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     device = choose_device(config.train.device, ranks.local_rank)
     distributed.start(ranks, device)
     with distributed.main_first():
-        dataset = open_training_data(config)
-    tokenizer = tokenizer_for(config, dataset)
-    order = SampleOrder(
-        dataset.shard_sizes,
-        seed=config.train.seed,
-        streams=config.data.streams,
-        global_batch_size=config.train.global_batch_size,
-    )
+        data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
+    tokenizer = tokenizer_for(config, data.dataset)
     torch.manual_seed(derive("weights", config.train.seed))
     module = build_model(config.model, tokenizer).to(device)
-    num_steps = count_steps(config, len(dataset))
+    num_steps = count_steps(config, len(data.dataset))
     step = _build_step(config, module, tokenizer, num_steps, device, ranks)
-    return Parts(config, dataset, order, tokenizer, num_steps, step)
+    return Parts(config, data, tokenizer, num_steps, step)
 
 
 def _build_step(

@@ -1,0 +1,100 @@
+"""The rules between settings, which no single setting shows."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vlm.config.find import printable, shown
+from vlm.config.schema import Config, FilterConfig
+
+
+class Problem(NamedTuple):
+    """A broken rule between settings: the dotted keys it is about, and the line to print."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+def check(config: Config) -> list[Problem]:
+    """The broken rules between settings, which no single setting shows."""
+    return list(_broken_rules(config))
+
+
+def _broken_rules(config: Config) -> Iterator[Problem]:
+    yield from _check_sources(config)
+    yield from _check_duration(config)
+    yield from _check_divisible(config, "train.global_batch_size", "data.streams")
+    yield from _check_divisible(config, "model.text.width", "model.text.num_heads")
+    if config.model.captioner:
+        yield from _check_divisible(config, "model.captioner.width", "model.captioner.num_heads")
+    else:
+        yield from _check_unused_caption_settings(config)
+    low, high = config.model.init_logit_scale, config.model.max_logit_scale
+    if low > high:
+        keys = ("model.init_logit_scale", "model.max_logit_scale")
+        yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
+    for name, value in config.model.image.kwargs.items():
+        if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
+            key = printable(f"model.image.kwargs.{name}")
+            yield Problem((key,), f"{key} is the text {shown(value)}; write true or false")
+
+
+def _check_duration(config: Config) -> Iterator[Problem]:
+    train, keys = config.train, ("train.steps", "train.epochs")
+    if train.steps is not None and train.epochs is not None:
+        text = f"steps or epochs, not both: train.steps is {train.steps}"
+        yield Problem(keys, f"{text} and train.epochs is {train.epochs:g}; set one to null")
+    if config.data.train is not None and train.steps is None and train.epochs is None:
+        text = "train.steps or train.epochs must say how long to train on data.train"
+        yield Problem((*keys, "data.train"), text)
+
+
+def _check_divisible(config: Any, key: str, by_key: str) -> Iterator[Problem]:
+    value, by = (functools.reduce(getattr, name.split("."), config) for name in (key, by_key))
+    low = value // by * by
+    if low != value:
+        use = f"{low} or {low + by}" if low else f"{by}"
+        text = f"{key} ({value}) must be divisible by {by_key} ({by}); use {use}"
+        yield Problem((key, by_key), text)
+
+
+def _check_unused_caption_settings(config: Config) -> Iterator[Problem]:
+    for field in dataclasses.fields(config.loss):
+        value = getattr(config.loss, field.name)
+        if field.name.startswith("caption_") and value != field.default:
+            text = f"loss.{field.name} ({value:g}) does nothing without a model.captioner"
+            way_out = "add model.captioner: {}, or remove it"
+            yield Problem((f"loss.{field.name}", "model.captioner"), f"{text}; {way_out}")
+
+
+def _check_sources(config: Config) -> Iterator[Problem]:
+    sources, key = config.data.train, "data.train"
+    if not isinstance(sources, tuple):
+        return
+    if not sources:
+        yield Problem((key,), f"{key} is an empty list; give at least one source")
+    for column in ("image_column", "caption_column"):
+        if getattr(config.data, column) is not None:
+            text = f"data.{column} does nothing with a list of sources; write it in the source"
+            yield Problem((f"data.{column}", key), text)
+    first: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        name, where = source.name or source.data, f"{key}.{number}"
+        if first.setdefault(name, number) != number:
+            text = f"is called {shown(name)} like {key}.{first[name]}; give it another name"
+            yield Problem((f"{where}.name", where), f"{where} {text}")
+        if (source.weight is None) != (sources[0].weight is None):
+            text = f"{key}: give a weight to each source, or to none"
+            yield Problem((f"{where}.weight", where), text)
+        yield from _check_filter(source.filter, f"{where}.filter")
+
+
+def _check_filter(rules: FilterConfig, key: str) -> Iterator[Problem]:
+    low, high = rules.min_caption_chars, rules.max_caption_chars
+    if high is not None and low > high:
+        keys = (f"{key}.min_caption_chars", f"{key}.max_caption_chars")
+        yield Problem(keys, f"{keys[0]} ({low}) must be at most {keys[1]} ({high})")
+    if rules.dedup_bits != FilterConfig().dedup_bits and rules.dedup != "perceptual":
+        text = "does nothing without dedup: perceptual; add that, or remove it"
+        yield Problem((f"{key}.dedup_bits",), f"{key}.dedup_bits ({rules.dedup_bits}) {text}")

@@ -1,0 +1,55 @@
+"""What each section of the settings holds, and the key that a typo meant."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from vlm.config.find import Keys, dotted
+from vlm.config.schema import Config
+
+
+@functools.cache
+def fields_of(section: type) -> dict[str, Any]:
+    """What each key of a section holds.
+
+    A section (its dataclass), a list of them (`tuple[dataclass, ...]`), `dict`, or None: one value.
+    """
+    return {field.name: _holds(field.type) for field in dataclasses.fields(section)}
+
+
+def _holds(annotation: Any) -> Any:
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    if get_origin(annotation) is dict:
+        return dict
+    options = get_args(annotation)
+    if get_origin(annotation) is tuple and dataclasses.is_dataclass(options[0]):
+        return annotation
+    return next(filter(None, map(_holds, options)), None)
+
+
+def _leaves(section: type, prefix: str = "") -> Iterator[str]:
+    for name, inner in fields_of(section).items():
+        if isinstance(inner, type) and inner is not dict:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def suggest(keys: Keys, section: type) -> tuple[str, list[str]]:
+    """How to go on after an unknown key, and the dotted keys it may have meant."""
+    name, names = keys[-1][:80], list(fields_of(section))
+    leaves = list(_leaves(Config))
+    if name in leaves:
+        outer, _, last = name.rpartition(".")
+        return f"write {last} under {outer.replace('.', ': ')}:", [name]
+    if near := difflib.get_close_matches(name, names, n=1):
+        return f"did you mean {near[0]}?", [".".join((*keys[:-1], near[0]))]
+    last_names = {leaf.rpartition(".")[2] for leaf in leaves}
+    if near := difflib.get_close_matches(name, sorted(last_names), n=1):
+        meant = [leaf for leaf in leaves if leaf.rpartition(".")[2] == near[0]]
+        return f"did you mean {' or '.join(meant)}?", meant
+    where = dotted(keys[:-1]) if keys[1:] else "a config"
+    return f"{where} has {', '.join(names)}", []

@@ -1,0 +1,122 @@
+"""The sources of a run: opened, chosen from, joined, and put in order."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlm.config.schema import Config, DataConfig, SourceConfig
+from vlm.curate.select import Ledger, choose
+from vlm.curate.source import open_data
+from vlm.data.dataset import Dataset
+from vlm.data.mixture import MixedOrder, cycle_counts
+from vlm.data.order import Order, SampleOrder
+from vlm.errors import ConfigError
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on.
+
+    Attributes:
+        dataset: The chosen samples of all sources, one source after the other.
+        order: Which of them comes when.
+        counts: Of each source, how many of a cycle's positions are its.
+        ledgers: Of each source, what became of its samples.
+    """
+
+    dataset: Dataset
+    order: Order
+    counts: tuple[int, ...]
+    ledgers: tuple[Ledger, ...]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must find again: the samples, and how the sources are woven."""
+        sizes = [ledger.kept for ledger in self.ledgers]
+        return {
+            "fingerprint": self.dataset.fingerprint,
+            "mixture": [list(pair) for pair in zip(sizes, self.counts, strict=True)],
+        }
+
+    def passes(self, num_positions: int) -> dict[str, float]:
+        """How often each source has been passed over, by name."""
+        names = (ledger.name for ledger in self.ledgers)
+        return dict(zip(names, self.order.passes(num_positions), strict=True))
+
+    def ledger(self) -> bytes:
+        """The content of ledger.json."""
+        total = sum(self.counts)
+        sources = [
+            {**ledger.as_json(), "share": round(count / total, 6)}
+            for ledger, count in zip(self.ledgers, self.counts, strict=True)
+        ]
+        return json.dumps({"version": 1, "sources": sources}, indent=1).encode()
+
+
+def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
+    """The training samples of data.train, in their order.
+
+    Raises:
+        ConfigError: data.train is not set, a list of ids cannot be read, or a weight is too small.
+        DataError: A source cannot be read, or a filter leaves none of its samples.
+    """
+    sources = _sources(config.data)
+    chosen, ledgers = [], []
+    for source in sources:
+        dataset, ledger = _open(source, config.data.val_fraction, log)
+        chosen.append(dataset)
+        ledgers.append(ledger)
+        if len(sources) > 1 or ledger.dropped.counts:
+            for line in ledger.lines():
+                log(line)
+    counts = _counts(sources, chosen)
+    dataset = Dataset.join(chosen)
+    order = _order([one.shard_sizes for one in chosen], counts, config)
+    return TrainingData(dataset, order, tuple(counts), tuple(ledgers))
+
+
+def _sources(data: DataConfig) -> tuple[SourceConfig, ...]:
+    if data.train is None:
+        raise ConfigError(
+            "data.train is not set; add data.train=DATA (shards, a folder or a table)"
+        )
+    if isinstance(data.train, tuple):
+        return data.train
+    return (
+        SourceConfig(
+            data.train, image_column=data.image_column, caption_column=data.caption_column
+        ),
+    )
+
+
+def _open(source: SourceConfig, val_fraction: float, log: Log) -> tuple[Dataset, Ledger]:
+    dataset = open_data(
+        source.data,
+        image_column=source.image_column,
+        caption_column=source.caption_column,
+        fields=tuple(source.filter.fields),
+        require_captions=True,
+        log=log,
+    )
+    name = source.name or source.data
+    return choose(dataset, source.filter, name=name, val_fraction=val_fraction, log=log)
+
+
+def _counts(sources: tuple[SourceConfig, ...], chosen: list[Dataset]) -> list[int]:
+    """Of each source, its positions in a cycle: by weight, else by number of samples."""
+    weights = [source.weight or float(len(d)) for source, d in zip(sources, chosen, strict=True)]
+    return cycle_counts([source.name or source.data for source in sources], weights)
+
+
+def _order(shard_sizes: list[list[int]], counts: list[int], config: Config) -> Order:
+    settings: dict[str, Any] = {
+        "seed": config.train.seed,
+        "streams": config.data.streams,
+        "global_batch_size": config.train.global_batch_size,
+    }
+    if len(shard_sizes) == 1:
+        return SampleOrder(shard_sizes[0], **settings)
+    return MixedOrder(shard_sizes, counts, **settings)
