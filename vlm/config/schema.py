@@ -148,6 +148,8 @@ class RunConfig:
     save_every_minutes: Annotated[float, Field(ge=0)] = 15.0
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     log_every_steps: Count = 10
+    step_timeout_s: Positive = 900.0  # a step that takes longer ends the run; thrice for the first
+    rank_timeout_s: Positive = 1800.0  # ranks wait for each other so long, start-up included
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,17 +1,16 @@
 """What is to be packed: pictures with their captions, listed from a folder."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlm.data.samples import BadSample, parse_texts
+from vlm.data.tally import Tally
 from vlm.data.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from vlm.errors import DataError
 
 REENCODED_SUFFIXES = ("bmp", "tif", "tiff")  # packed as PNG
-MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -25,32 +24,12 @@ class Picture:
 
 
 @dataclass
-class Tally:
-    """What was left out: how often for each reason, and the first few cases."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, example: str) -> None:
-        """Counts one case."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        if self.counts[reason] <= MAX_EXAMPLES:
-            self.examples.setdefault(reason, []).append(example)
-
-    def lines(self) -> Iterator[str]:
-        """Yields one line a reason: `2 image.missing: a.jpg, b.jpg`."""
-        for reason, count in self.counts.items():
-            more = ", ..." if count > MAX_EXAMPLES else ""
-            yield f"{count} {reason}: {', '.join(self.examples[reason])}{more}"
-
-
-@dataclass
 class Listing:
     """A source's pictures, and what of it could not be listed."""
 
     source: str
     pictures: list[Picture]
-    skipped: Tally = field(default_factory=Tally)
+    skipped: Tally[str] = field(default_factory=Tally)
 
 
 def folder_files(folder: Path) -> list[Path]:

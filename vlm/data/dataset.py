@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64, UInt64
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import Field, Record, ShardIndex, open_index
+from vlm.data.tally import Place
 from vlm.data.tar import IMAGE_SUFFIXES
 from vlm.errors import ConfigError, DataError
 from vlm.runtime.files import progress
@@ -90,6 +91,12 @@ class Dataset:
         """The sample's key."""
         shard, row = self._locate(sample_id)
         return self._rows(shard).key(row)
+
+    def place(self, sample_id: SupportsIndex) -> Place:
+        """Where the sample lies."""
+        shard, row = self._locate(sample_id)
+        rows = self._rows(shard)
+        return Place(shard.name, rows.key(row), rows.record(row).image.offset)
 
     def read(self, sample_id: SupportsIndex) -> Sample:
         """Returns a sample, its bytes checked against the index.

@@ -20,6 +20,7 @@ from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
 from vlm.data.order import SampleOrder, check_divides, derived_rng
 from vlm.data.samples import BadSample
+from vlm.data.tally import Place, Tally
 from vlm.data.transforms import EvalTransform, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id
@@ -37,7 +38,7 @@ class Batch:
         sample_ids: Global ids, of invalid samples too.
         caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
         valid: False where a sample could not be used; it keeps its slot.
-        bad: How many samples could not be used, by reason.
+        bad: What could not be used, by reason.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
@@ -45,7 +46,7 @@ class Batch:
     sample_ids: Int[Tensor, " B"]
     caption_ids: Int[Tensor, " B"]
     valid: Bool[Tensor, " B"]
-    bad: dict[str, int]
+    bad: Tally[Place]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous from pinned memory."""
@@ -209,15 +210,15 @@ class _TrainingBuilder:
         tokens[:, : len(empty_text)] = empty_text
         caption_ids = torch.zeros(len(ids), dtype=torch.int64)
         valid = torch.ones(len(ids), dtype=torch.bool)
-        bad: Counter[str] = Counter()
+        bad: Tally[Place] = Tally()
         for row, visit in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
             try:
                 images[row], text, caption_ids[row] = self._visit(*visit)
                 tokens[row, : len(text)] = text
             except BadSample as error:
                 valid[row] = False
-                bad[error.reason] += 1
-        return Batch(images, tokens, torch.from_numpy(ids), caption_ids, valid, dict(bad))
+                bad.add(error.reason, self.dataset.place(visit[1]))
+        return Batch(images, tokens, torch.from_numpy(ids), caption_ids, valid, bad)
 
     def _visit(self, epoch: int, sample_id: int) -> tuple[Tensor, Tensor, int]:
         """Pixels, token ids and caption id of one visit to a sample."""
