@@ -8,19 +8,12 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-for descriptor in (1, 2):
-    os.dup2(os.open(LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)  # noqa: F821
-os.setsid()
-os.environ.update(ENVIRONMENT)  # noqa: F821
-
-from vlm.cli.main import main  # noqa: E402
-from vlm.errors import DataError  # noqa: E402
-from vlm.runtime import distributed  # noqa: E402
-from vlm.training import loop  # noqa: E402
-from vlm.training.setup import build_parts  # noqa: E402
-from vlm.training.step import TrainStep  # noqa: E402
-
-torch.set_num_threads(1)
+from vlm.cli.main import main
+from vlm.errors import DataError
+from vlm.runtime import distributed
+from vlm.training import loop
+from vlm.training.setup import build_parts
+from vlm.training.step import TrainStep
 
 
 def leave(step):
@@ -127,5 +120,11 @@ def build_faulty_parts(*args):
     return replace(parts, step=step)
 
 
-loop.build_parts = build_faulty_parts
-sys.exit(main(["train", *WORDS]))  # noqa: F821
+if __name__ == "__main__":  # loader workers import this file, under another name
+    for descriptor in (1, 2):
+        os.dup2(os.open(LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)  # noqa: F821
+    os.setsid()
+    os.environ.update(ENVIRONMENT)  # noqa: F821
+    torch.set_num_threads(1)
+    loop.build_parts = build_faulty_parts
+    sys.exit(main(["train", *WORDS]))  # noqa: F821

@@ -41,14 +41,9 @@ def test_what_one_rank_has_is_skipped_on_both(start, run, metrics, record, rank)
     record("E1", f"{', '.join(SPOILED[:4])} of rank {rank}", 4, outcome)
 
 
-@pytest.mark.parametrize(
-    ("name", "rank"),
-    [
-        pytest.param(name, rank, marks=[] if name == "nan pixels" and rank else pytest.mark.long)
-        for name in SPOILED
-        for rank in (0, 1)
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", SPOILED)
 def test_more_than_three_of_them_end_the_run(start, run, metrics, record, name, rank):
     ranks = start(faults=[(name, step, rank) for step in (5, 6, 7, 8)])
     assert ranks.wait() == [7, 7]

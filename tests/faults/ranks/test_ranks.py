@@ -21,7 +21,12 @@ def times(short):
     ("fault", "codes", "lines"),
     [
         ("kill", [6, -signal.SIGKILL], {0: "rank 1 died; rank 0 was at step 5, computing"}),
-        ("leave", [6, 9], {0: "rank 1 died; rank 0 was at step 5, computing"}),
+        pytest.param(
+            "leave",
+            [6, 9],
+            {0: "rank 1 died; rank 0 was at step 5, computing"},
+            marks=pytest.mark.long,
+        ),
         ("fail", [6, 1], {0: "rank 1 failed, with exit code 1; its own line says why"}),
         (
             "damage",
@@ -61,6 +66,7 @@ def test_a_rank_that_is_silent_ends_the_other(start, record, number, fault):
     record("D2", f"{fault}, rank_timeout_s={SHORT_S}", 1, f"rank 0: exit 6 after {took_s:.1f} s")
 
 
+@pytest.mark.long
 def test_the_rank_that_keeps_the_store_may_be_the_silent_one(start):
     ranks = start(f"run.rank_timeout_s={SHORT_S}", faults=[("stop", 5, 0)])
     assert ranks.wait(timeout_s=40, ranks=[1]) == [6]

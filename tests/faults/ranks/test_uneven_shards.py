@@ -35,7 +35,7 @@ def test_two_ranks_take_equal_steps(start, metrics, record, tmp_path, sizes, wor
         write_shard(tmp_path / f"s-{number}.tar", 100 * number, size)
     data = (f"data.train={tmp_path}/s-*.tar", f"data.num_workers={workers}")
     ranks = start(*data, "train.steps=8", "train.global_batch_size=16")
-    assert ranks.wait() == [0, 0]
+    assert ranks.wait() == [0, 0], ranks.said(0)[-3:]
     lines = metrics()
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert lines[-1]["bad_samples"] == 0
