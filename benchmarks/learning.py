@@ -99,6 +99,7 @@ def settings(seed: int, lr: float, num_steps: int, precision: str) -> Config:
         [
             "model.captioner=null",
             "loss.caption_fraction=1.0",
+            "optim.lr_scale={}",
             f"optim.lr={lr}",
             f"train.seed={seed}",
             f"train.precision={precision}",

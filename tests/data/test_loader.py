@@ -152,7 +152,7 @@ def test_bad_samples_keep_their_slot_and_are_counted(tokenizer, batches):
     is_bad = (ids == BROKEN) | (ids == WITHOUT_CAPTION)
     assert is_bad.sum() >= 6
     assert torch.equal(joined(parts, "valid"), ~is_bad)
-    counted = sum((Counter(part.bad) for part in parts), Counter())
+    counted = sum((Counter(part.bad.counts) for part in parts), Counter())
     broken, captionless = ((ids == i).sum() for i in (BROKEN, WITHOUT_CAPTION))
     assert counted == {"image.truncated": broken, "text.missing": captionless}
     assert joined(parts, "images")[is_bad].max() == 0

@@ -8,10 +8,12 @@ import pytest
 from webdataset import TarWriter
 
 from vlm.config.load import dump_config, load_config
+from vlm.data.tally import Tally
 from vlm.eval.suite import evaluate
 from vlm.training.run_log import RunLog
 from vlm.training.step import StepResult
 
+COUNTERS = {"bad_samples": 1, "bad_by_reason": {"image.truncated": 1}, "skipped_steps": 1}
 COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
 
 
@@ -52,9 +54,9 @@ def write_log(path, num_steps=3):
             num_valid=8,
             num_duplicates=0,
             padding_waste=0.25,
-            bad={},
+            bad=Tally(),
         )
-        log.write(step, result, data_wait_s=0.0, num_bad=1)
+        log.write(step, result, data_wait_s=0.0, counters=COUNTERS)
     log.close()
 
 
@@ -77,6 +79,9 @@ def run(model, squares, tmp_path_factory) -> Path:
     command = {"command": ["vlm", "train", "a b.yaml"], "vlm": "0.1.0", "torch": "2.x"}
     (folder / "command.json").write_text(json.dumps(command))
     write_log(folder / "metrics.jsonl")
+    place = {"shard": "squares-0000.tar", "key": "0-<red>", "offset": 1536}
+    row = {"reason": "image.truncated", "count": 1, "examples": [place]}
+    (folder / "bad_samples.jsonl").write_text(json.dumps(row) + "\n")
     return folder
 
 

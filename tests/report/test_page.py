@@ -38,7 +38,8 @@ def page(html, parse):
 
 def test_a_full_run_has_every_section(page):
     assert page.headings == [
-        "results", "curves", "zero-shot", "retrieval", "captions", "confusions", "configuration",
+        "results", "curves", "zero-shot", "retrieval", "captions", "confusions", "bad-samples",
+        "configuration",
     ]  # fmt: skip
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in page.headings]
     assert page.of_class("absent") == []
@@ -76,7 +77,9 @@ def test_a_score_that_chance_explains_is_called_so(run):
 
 def test_the_facts(page):
     assert "vlm train 'a b.yaml'" in page.text
+    assert "Steps3 (1 skipped)" in page.text
     assert "Samples seen24 (1 bad)" in page.text
+    assert "image.truncated1squares-0000.tar: 0-<red> at byte 1,536" in page.text
     assert "vlm 0.1.0, torch 2.x" in page.text
     assert "global_batch_size: 8" in page.text
 
@@ -120,7 +123,7 @@ def test_a_run_without_results_says_how_to_get_them(run, tmp_path, parse):
     page = parse(render(read_run(tmp_path)))
     assert page.headings == ["curves", "configuration"]
     assert f"vlm eval {tmp_path} SUITE --out {tmp_path / 'results.json'}" in page.text
-    assert len(page.of_class("absent")) == 5
+    assert len(page.of_class("absent")) == 6
     assert "Trained to a loss of 2.000 at step 3; not measured." in page.text
 
 

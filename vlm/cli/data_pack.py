@@ -19,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs, and prints what was left out."""
-    from vlm.curate.listing import Tally
     from vlm.curate.pack import pack
     from vlm.curate.source import Columns, find_source, shard_patterns
+    from vlm.data.tally import Tally
     from vlm.errors import ConfigError
 
     if args.shard_size_mb < 1:

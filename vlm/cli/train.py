@@ -1,6 +1,7 @@
 """`vlm train`: train a model as a config says, on one process or under torchrun."""
 
 import argparse
+from pathlib import Path
 
 HELP = "train a model as CONFIG says; the same command runs under torchrun"
 
@@ -23,23 +24,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check or train; a run ends with its report."""
     from vlm.config.load import load_config
-    from vlm.runtime import torchvision_guard
+    from vlm.runtime.preemption import stop_signals
 
     config = load_config(args.config, args.overrides)
-    torchvision_guard.install()
     if args.check:
+        from vlm.runtime import torchvision_guard
+
+        torchvision_guard.install()
         from vlm.runtime.distributed import Ranks
         from vlm.training.plan import print_plan
 
         print_plan(config, Ranks())
         return 0
-    from vlm.runtime.distributed import ranks_from_environment
-    from vlm.training.loop import train
+    with stop_signals(Path(config.run.dir)):  # before the imports: they take seconds
+        from vlm.runtime import torchvision_guard
 
-    finished = train(config, resume=args.resume)
-    if ranks_from_environment().is_main:
-        from vlm.report.page import write_report
+        torchvision_guard.install()
+        from vlm.runtime.distributed import ranks_from_environment
+        from vlm.training.loop import train
 
-        print(f"model:  {finished.folder / 'model'}")
-        print(f"report: {write_report(finished.folder)}")
+        finished = train(config, resume=args.resume)
+        if ranks_from_environment().is_main:
+            from vlm.report.page import write_report
+
+            print(f"model:  {finished.folder / 'model'}")
+            print(f"report: {write_report(finished.folder)}")
     return 0

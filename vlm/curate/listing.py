@@ -1,17 +1,16 @@
 """What is to be packed: pictures with their captions, listed from a folder."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from vlm.data.samples import BadSample, parse_texts
+from vlm.data.tally import Tally
 from vlm.errors import DataError
 
 REENCODED_SUFFIXES = ("bmp", "tif", "tiff")  # packed as PNG
-MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -25,37 +24,12 @@ class Picture:
 
 
 @dataclass
-class Tally:
-    """What was left out: how often for each reason, and the first few cases."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, example: str) -> None:
-        """Counts one case."""
-        self.add_all(reason, 1, [example])
-
-    def add_all(self, reason: str, count: int, examples: list[str]) -> None:
-        """Counts some cases, of which the first are told."""
-        if count:
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            known = self.examples.setdefault(reason, [])
-            known += examples[: MAX_EXAMPLES - len(known)]
-
-    def lines(self) -> Iterator[str]:
-        """Yields one line a reason: `2 image.missing: a.jpg, b.jpg`."""
-        for reason, count in self.counts.items():
-            more = ", ..." if count > MAX_EXAMPLES else ""
-            yield f"{count} {reason}: {', '.join(self.examples[reason])}{more}"
-
-
-@dataclass
 class Listing:
     """A source's pictures, and what of it could not be listed."""
 
     source: str
     pictures: list[Picture]
-    skipped: Tally = field(default_factory=Tally)
+    skipped: Tally[str] = field(default_factory=Tally)
 
 
 def folder_files(folder: Path) -> list[Path]:

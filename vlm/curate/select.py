@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float64, Int64
 
 from vlm.config.schema import FilterConfig
 from vlm.curate.dedup import exact_firsts, perceptual_firsts, perceptual_hashes
-from vlm.curate.listing import MAX_EXAMPLES, Tally
 from vlm.curate.pack import REPORT
 from vlm.data.dataset import Dataset
+from vlm.data.tally import MAX_EXAMPLES, Tally
 from vlm.errors import ConfigError, DataError
 
 Log = Callable[[str], object]
@@ -47,8 +47,8 @@ class Ledger:
 
     name: str
     kept: int = 0
-    dropped: Tally = field(default_factory=Tally)
-    rejected: Tally = field(default_factory=Tally)
+    dropped: Tally[str] = field(default_factory=Tally)
+    rejected: Tally[str] = field(default_factory=Tally)
 
     @property
     def num_all(self) -> int:
@@ -65,7 +65,7 @@ class Ledger:
     def as_json(self) -> dict[str, Any]:
         """For ledger.json."""
 
-        def told(tally: Tally) -> dict[str, Any]:
+        def told(tally: Tally[str]) -> dict[str, Any]:
             return {
                 reason: {"count": count, "examples": tally.examples[reason]}
                 for reason, count in tally.counts.items()
@@ -203,10 +203,10 @@ def _firsts(
     return chosen
 
 
-def _rejected(dataset: Dataset) -> Tally:
+def _rejected(dataset: Dataset) -> Tally[str]:
     """What the index left out, and what had been left out when the shards were packed."""
-    tally = Tally()
-    for folder, count in Counter(Path(shard.location).parent for shard in dataset.shards).items():
+    tally = Tally[str]()
+    for folder, count in Counter(shard.path.parent for shard in dataset.shards).items():
         if (folder / REPORT).is_file():
             report = json.loads((folder / REPORT).read_bytes())
             if report["num_shards"] == count:  # of a part, it is not known what was left out

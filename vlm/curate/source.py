@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.curate.listing import Listing, Tally, folder_files, list_folder
+from vlm.curate.listing import Listing, folder_files, list_folder
 from vlm.curate.pack import REPORT, pack
 from vlm.curate.tables import TABLE_SUFFIXES, list_table
 from vlm.data.dataset import Dataset, open_shards
 from vlm.data.patterns import neighbours
 from vlm.data.shards import default_cache_dir
+from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DataError, DiskError
 
 PACK_VERSION = 1  # part of what a cached pack is known by

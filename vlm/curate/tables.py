@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.curate.listing import Listing, Picture, Tally
+from vlm.curate.listing import Listing, Picture
+from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DataError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -163,7 +164,9 @@ def _column_names(path: Path) -> list[str]:
     return list(names)
 
 
-def _rows(path: Path, columns: Columns, skipped: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(
+    path: Path, columns: Columns, skipped: Tally[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     wanted = [columns.image, *columns.captions, *columns.labels]
     if path.suffix.lower() == ".parquet":
         number = 0
@@ -214,7 +217,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path.name}: is empty")
 
 
-def _json_rows(path: Path, skipped: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, skipped: Tally[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

@@ -24,6 +24,7 @@ from vlm.data.joined import is_joined, read_joined
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import open_index
+from vlm.data.tally import Place
 from vlm.errors import ConfigError, DataError
 from vlm.runtime.files import progress
 
@@ -110,6 +111,12 @@ class Dataset:
         """`SHARD.tar/KEY`."""
         shard, row = self._locate(sample_id)
         return f"{shard.name}/{self._rows(shard).key(row)}"
+
+    def place(self, sample_id: SupportsIndex) -> Place:
+        """Where the sample lies."""
+        shard, row = self._locate(sample_id)
+        rows = self._rows(shard)
+        return Place(shard.name, rows.key(row), rows.record(row).image.offset)
 
     def read(self, sample_id: SupportsIndex) -> Sample:
         """Returns a sample, its bytes checked against the index.

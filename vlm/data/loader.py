@@ -20,6 +20,7 @@ from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
 from vlm.data.order import Order, check_divides, draws_of_visit
 from vlm.data.samples import BadSample
+from vlm.data.tally import Place, Tally
 from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id
@@ -37,7 +38,7 @@ class Batch:
         sample_ids: Global ids, of invalid samples too.
         caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
         valid: False where a sample could not be used; it keeps its slot.
-        bad: How many samples could not be used, by reason.
+        bad: What could not be used, by reason.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
@@ -45,7 +46,7 @@ class Batch:
     sample_ids: Int[Tensor, " B"]
     caption_ids: Int[Tensor, " B"]
     valid: Bool[Tensor, " B"]
-    bad: dict[str, int]
+    bad: Tally[Place]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous from pinned memory."""
@@ -214,7 +215,7 @@ class _TrainingBuilder:
         tokens = np.repeat(self.blank_tokens, len(ids), axis=0)
         caption_ids = np.zeros(len(ids), dtype=np.int64)
         valid = np.ones(len(ids), dtype=np.bool_)
-        bad: Counter[str] = Counter()
+        bad: Tally[Place] = Tally()
         rows = images.permute(0, 2, 3, 1).numpy()
         for row, visit in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
             try:
@@ -222,14 +223,14 @@ class _TrainingBuilder:
                 tokens[row, : len(text)] = text
             except BadSample as error:
                 valid[row] = False
-                bad[error.reason] += 1
+                bad.add(error.reason, self.dataset.place(visit[1]))
         return Batch(
             images,
             torch.from_numpy(tokens),
             torch.from_numpy(ids),
             torch.from_numpy(caption_ids),
             torch.from_numpy(valid),
-            dict(bad),
+            bad,
         )
 
     def _visit(self, epoch: int, sample_id: int) -> tuple[Pixels, Int[np.ndarray, " l"], int]:

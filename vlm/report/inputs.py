@@ -121,6 +121,24 @@ class Captions(Details):
 AnyDetails = Annotated[ZeroShot | Retrieval | Captions, Field(discriminator="task")]
 
 
+@dataclass(frozen=True, config=_READ)
+class BadSample:
+    """Where a sample lies that could not be used."""
+
+    shard: str
+    key: str
+    offset: int
+
+
+@dataclass(frozen=True, config=_READ)
+class BadSamples:
+    """A line of bad_samples.jsonl: all bad samples of a reason, and the first few."""
+
+    reason: str
+    count: int
+    examples: list[BadSample]
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A run folder, read.
@@ -131,6 +149,7 @@ class Inputs:
         config: The text of config.yaml.
         settings: The values in it; none is checked, so that the config of another version is read.
         metrics: The lines of metrics.jsonl.
+        bad_samples: The lines of bad_samples.jsonl.
         results: The rows of results.json; the first of a task and split is its primary one.
         details: Of each task and split that has both results and details of the same protocol, in
             the order of the results.
@@ -141,6 +160,7 @@ class Inputs:
     config: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    bad_samples: list[BadSamples] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     details: list[AnyDetails] = field(default_factory=list)
 
@@ -187,6 +207,7 @@ def read_run(folder: Path) -> Inputs:
         config=text,
         settings=_settings(text),
         metrics=lines,
+        bad_samples=_read_lines(folder / "bad_samples.jsonl", BadSamples),
         results=results,
         details=_details(folder / "eval", results),
     )
@@ -220,14 +241,27 @@ def _settings(text: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _read_lines(path: Path, kind: Any) -> list[Any]:
+    """A JSON value a line, each as `kind`; none where there is no such file."""
+    return [_checked(path, line, kind) for line in _content(path).splitlines()]
+
+
 def _read(path: Path, kind: Any) -> Any:
     """A JSON file as `kind`; None where there is no such file."""
-    if not path.is_file():
-        return None
+    return _checked(path, _content(path), kind) if path.is_file() else None
+
+
+def _checked(path: Path, text: bytes, kind: Any) -> Any:
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise DataError(f"{path}: damaged: {_first(error)}; write it again or remove it") from None
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes; none where there is no such file."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm.errors import ConfigError, DiskError
 from vlm.report import curves, galleries, sections
+from vlm.report.bad_samples import bad_samples
 from vlm.report.html import Html, element, join
 from vlm.report.inputs import Inputs, read_run
 from vlm.report.pictures import Pictures
@@ -44,6 +45,7 @@ def render(inputs: Inputs) -> Html:
         galleries.retrieval(inputs, pictures),
         galleries.captions(inputs, pictures),
         galleries.confusions(inputs, pictures),
+        bad_samples(inputs),
         sections.configuration(inputs),
     ]
     links = [element("a", part.name, href=f"#{part.anchor}") for part in parts if part.body]

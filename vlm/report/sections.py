@@ -130,7 +130,8 @@ def _amounts(inputs: Inputs, last: dict[str, Any]) -> Iterator[tuple[str, str]]:
     step, size = number(last, "step"), inputs.setting("train.global_batch_size")
     if step is None:
         return
-    yield "Steps", f"{step:,.0f}"
+    skipped = number(last, "skipped_steps")
+    yield "Steps", f"{step:,.0f}" + (f" ({skipped:,.0f} skipped)" if skipped else "")
     if type(size) is int:
         bad = number(last, "bad_samples")
         yield "Samples seen", f"{step * size:,.0f}" + (f" ({bad:,.0f} bad)" if bad else "")

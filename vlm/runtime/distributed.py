@@ -3,8 +3,7 @@
 import contextlib
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,8 +12,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-
-TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,20 @@ def ranks_from_environment() -> Ranks:
     )
 
 
-def start(ranks: Ranks, device: torch.device) -> None:
-    """Join the process group: NCCL on CUDA, gloo elsewhere."""
+def start(ranks: Ranks, device: torch.device, *, timeout_s: float) -> None:
+    """Join the process group: NCCL on CUDA, gloo elsewhere.
+
+    Args:
+        ranks: Where this process stands.
+        device: On which it computes.
+        timeout_s: After which a collective that some rank does not join is an error.
+    """
     if ranks.world_size == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 
 def stop() -> None:
@@ -94,18 +98,17 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_counts(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by name, added up over ranks, as JSON: object collectives are pickle."""
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's value in rank order, as JSON: object collectives are pickle."""
     if world_size() == 1:
-        return dict(counts)
-    row = torch.zeros(4096, dtype=torch.uint8)
-    text = json.dumps(dict(counts)).encode()
-    row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        return [value]
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total: Counter[str] = Counter()
-    for gathered in all_gather(row[None].to(device)).cpu():
-        total.update(json.loads(bytes(gathered.tolist()).rstrip(b"\0")))
-    return dict(total)
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    longest = int(all_reduce_max(torch.tensor(len(text), device=device)))
+    row = torch.full((1, longest), ord(" "), dtype=torch.uint8)  # JSON ends with any white space
+    row[0, : len(text)] = text
+    rows = all_gather(row.to(device)).cpu().numpy()
+    return [json.loads(row.tobytes()) for row in rows]
 
 
 def all_gather(tensor: Tensor) -> Tensor:

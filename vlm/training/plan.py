@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.config.schema import Config
 from vlm.data.loader import Batch
+from vlm.data.tally import Tally
 from vlm.heads.model import VisionLanguageModule
 from vlm.runtime.device import arithmetic
 from vlm.runtime.distributed import Ranks
@@ -105,4 +106,4 @@ def _full_batch(parts: Parts, rows: int) -> Batch:
     tokens[:, -1] = parts.tokenizer.eot_id
     ids = torch.arange(rows)
     images = torch.zeros(rows, 3, size, size, dtype=torch.uint8)
-    return Batch(images, tokens, ids, ids, torch.ones(rows, dtype=torch.bool), {})
+    return Batch(images, tokens, ids, ids, torch.ones(rows, dtype=torch.bool), Tally())

@@ -51,13 +51,7 @@ class RunLog:
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
 
     def write(
-        self,
-        step: int,
-        result: StepResult,
-        *,
-        data_wait_s: float,
-        num_bad: int,
-        passes: Mapping[str, float],
+        self, step: int, result: StepResult, *, data_wait_s: float, counters: Mapping[str, Any]
     ) -> None:
         """Note a step (0-based); speak if it is one that speaks."""
         self.window.data_wait_s += data_wait_s
@@ -66,10 +60,7 @@ class RunLog:
         done = step + 1
         if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
             return
-        line = self._line(done, result, num_bad)
-        if len(passes) > 1:
-            line |= {f"passes/{name}": round(count, 4) for name, count in passes.items()}
-        self.last = line
+        line = self.last = self._line(done, result, counters)
         self._append(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
         self.window = _Window(done)
@@ -111,7 +102,7 @@ class RunLog:
             if not waiting:
                 self.say(f"warning: {self.path}: {error.strerror}; its lines wait in memory")
 
-    def _line(self, done: int, result: StepResult, num_bad: int) -> dict[str, Any]:
+    def _line(self, done: int, result: StepResult, counters: Mapping[str, Any]) -> dict[str, Any]:
         seconds = time.perf_counter() - self.window.started
         steps = done - self.window.first_step
         rate = steps / seconds
@@ -126,8 +117,7 @@ class RunLog:
             "data_wait": round(self.window.data_wait_s / seconds, 4),
             "padding_waste": round(result.padding_waste, 4),
             "duplicates": result.num_duplicates,
-            "bad_samples": num_bad,
-            "skipped": result.skipped,
+            **counters,
             "eta_s": round((self.num_steps - done) / rate, 1),
         }
 
@@ -162,7 +152,8 @@ def _readable(line: dict[str, Any], num_steps: int) -> str:
         f"step {line['step']:>{len(str(num_steps))}}/{num_steps}  {losses}  lr {line['lr']:.2e}  "
         f"grad {line['grad_norm'] or math.nan:.2f}  scale {line['logit_scale'] or math.nan:.1f}  "
         f"{line['samples_per_s']:.0f} samples/s  wait {line['data_wait']:.0%}  "
-        f"pad {line['padding_waste']:.0%}  bad {line['bad_samples']}  eta {_clock(line['eta_s'])}"
+        f"pad {line['padding_waste']:.0%}  bad {line['bad_samples']}  "
+        f"skipped {line['skipped_steps']}  eta {_clock(line['eta_s'])}"
     )
 
 

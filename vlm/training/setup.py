@@ -1,7 +1,7 @@
 """From settings to the parts of a run: data, order, tokenizer, model, step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ class Parts:
     num_steps: int
     step: TrainStep
 
-    def batches(self, first_step: int, ranks: Ranks) -> Iterator[Batch]:
+    def batches(self, first_step: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """This rank's batches from a step on, without end."""
         config = self.config
         augment = config.data.augment
@@ -89,7 +89,7 @@ def count_steps(config: Config, num_samples: int) -> int:
 def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
     device = choose_device(config.train.device, ranks.local_rank)
-    distributed.start(ranks, device)
+    distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
         data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
     tokenizer = tokenizer_for(config, data.dataset)

@@ -46,6 +46,13 @@ class TrainingData:
         names = (ledger.name for ledger in self.ledgers)
         return dict(zip(names, self.order.passes(num_positions), strict=True))
 
+    def counters(self, num_positions: int) -> dict[str, float]:
+        """For the metrics: the passes over each source, where there are several."""
+        if len(self.ledgers) == 1:
+            return {}
+        passes = self.passes(num_positions)
+        return {f"passes/{name}": round(count, 4) for name, count in passes.items()}
+
     def ledger(self) -> bytes:
         """The content of ledger.json."""
         total = sum(self.counts)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vlm.config.schema import OptimConfig
 from vlm.data.loader import Batch
+from vlm.data.tally import Place, Tally, tally_of_places
 from vlm.heads.model import VisionLanguageModule
 from vlm.optim import AveragedWeights, lr_at, set_lr
 from vlm.runtime import distributed
@@ -29,6 +30,7 @@ class StepResult:
         num_duplicates: Matches beyond each sample's own.
         padding_waste: Share of text positions that were padding after trimming.
         bad: Samples that could not be used, by reason.
+        stop: Some rank was asked to stop: all do, after this step.
     """
 
     terms: dict[str, float]
@@ -39,7 +41,8 @@ class StepResult:
     num_valid: int
     num_duplicates: int
     padding_waste: float
-    bad: dict[str, int]
+    bad: Tally[Place]
+    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,14 @@ class TrainStep:
     seed: int
     device: torch.device
 
-    def __call__(self, step: int, batch: Batch) -> StepResult:
-        """Take step number `step` (0-based) on this rank's part of its global batch."""
+    def __call__(self, step: int, batch: Batch, *, stop: bool = False) -> StepResult:
+        """Take step number `step` (0-based) on this rank's part of its global batch.
+
+        Args:
+            step: Its number.
+            batch: This rank's.
+            stop: Whether this rank was asked to stop; it rides on the step's own reduction.
+        """
         seed_step(self.seed, step, distributed.rank())
         lr = self._lr(step)
         set_lr(self.optimizers, lr)
@@ -81,7 +90,7 @@ class TrainStep:
         # DDP averages gradients over ranks; the loss is a sum over ranks
         (terms.loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # torch's own
         grad_norm = self._clip()
-        values = _reduce(terms, grad_norm)
+        values = _reduce(terms, grad_norm, stop)
         skipped = not values["finite"] or values["num_valid"] < 2
         if not skipped:
             self._update()
@@ -96,7 +105,8 @@ class TrainStep:
             num_valid=int(values["num_valid"]),
             num_duplicates=int(values["num_duplicates"]),
             padding_waste=values["num_padding"] / values["num_tokens"],
-            bad=distributed.sum_counts(batch.bad) if values["num_bad"] else {},
+            bad=_gather(batch.bad) if values["num_bad"] else Tally(),
+            stop=values["num_stopping"] > 0,
         )
 
     def _lr(self, step: int) -> float:
@@ -120,11 +130,20 @@ class TrainStep:
             self.averaged.update(self.module.named_parameters())
 
 
-def _reduce(terms: Terms, grad_norm: Tensor) -> dict[str, float]:
+def _reduce(terms: Terms, grad_norm: Tensor, stop: bool) -> dict[str, float]:
     """All shares summed over ranks in one collective; "finite" holds only if it does everywhere."""
     bad = ~(torch.isfinite(terms.loss) & torch.isfinite(grad_norm))
-    shares = {**terms.shares, "num_bad_ranks": bad.float()}
+    stopping = torch.full_like(grad_norm, stop)
+    shares = {**terms.shares, "num_bad_ranks": bad.float(), "num_stopping": stopping}
     stacked = torch.stack([share.float() for share in shares.values()])
     values = dict(zip(shares, distributed.all_reduce_sum(stacked).tolist(), strict=True))
     values["finite"] = float(values.pop("num_bad_ranks") == 0)
     return values
+
+
+def _gather(mine: Tally[Place]) -> Tally[Place]:
+    """All ranks' bad samples."""
+    together: Tally[Place] = Tally()
+    for values in distributed.gather_json(mine.as_json()):
+        together.merge(tally_of_places(values))
+    return together
