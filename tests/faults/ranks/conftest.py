@@ -95,12 +95,12 @@ class Ranks:
         return self.logs[rank].read_text().splitlines() if self.logs[rank].exists() else []
 
     def errors(self):
-        """The last line of every rank that is a problem, by rank."""
+        """The first line of every rank that is a problem, by rank."""
         found = {}
         for rank in range(len(self.logs)):
             for line in self.said(rank):
                 if line.startswith("error: ") or "asked to stop" in line:
-                    found[rank] = line
+                    found.setdefault(rank, line)
         return found
 
     def wait(self, timeout_s=60, ranks=None):
