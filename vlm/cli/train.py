@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
         print_plan(config, Ranks())
         return 0
-    with stop_signals(Path(config.run.dir)):  # before the imports: they take seconds
+    with stop_signals(
+        Path(config.run.dir), until_exit=True
+    ):  # before the imports: they take seconds
         from vlm.runtime import torchvision_guard
 
         torchvision_guard.install()

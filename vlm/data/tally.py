@@ -50,8 +50,8 @@ class Tally(Generic[T]):
         return sum(self.counts.values())
 
     def lines(self) -> Iterator[str]:
-        """Yields one line a reason, the most frequent first: `2 image.missing: a.jpg, b.jpg`."""
-        for reason, count in sorted(self.counts.items(), key=lambda item: -item[1]):
+        """Yields one line a reason: `2 image.missing: a.jpg, b.jpg`."""
+        for reason, count in self.counts.items():
             examples = self.examples[reason]
             more = ", ..." if count > len(examples) == MAX_EXAMPLES else ""
             yield f"{count} {reason}: {', '.join(map(str, examples))}{more}"

@@ -51,10 +51,15 @@ _active: list[StopSignals] = []  # signals belong to the process
 
 
 @contextlib.contextmanager
-def stop_signals(folder: Path) -> Iterator[StopSignals]:
+def stop_signals(folder: Path, *, until_exit: bool = False) -> Iterator[StopSignals]:
     """Handles the signals; when they end the run, rank 0 writes a marker into its folder.
 
     Inside another one, or in a thread, where no handler can be set, it is the other one, or none.
+
+    Args:
+        folder: The run's.
+        until_exit: Whether the process ends after this: signals that follow the first are ignored
+            to its end, so that its exit code stays.
     """
     if _active:
         yield _active[-1]
@@ -75,4 +80,4 @@ def stop_signals(folder: Path) -> Iterator[StopSignals]:
     finally:
         _active.pop()
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if stop.requested else handler)
+            signal.signal(number, signal.SIG_IGN if until_exit and stop.requested else handler)

@@ -95,20 +95,26 @@ class BadSampleGuard:
 class SpikeGuard:
     """Warns when the loss jumps above its running mean; what follows is left to the reader.
 
+    The variance is half the mean square of differences between steps, so that a loss that falls
+    steadily does not look noisy.
+
     Attributes:
-        mean: Of about the last `1 / RATE` steps; spikes are left out.
-        variance: Likewise.
+        mean: Of about the last `1 / MEAN_RATE` steps; spikes are left out.
+        variance: Of about the last `1 / VARIANCE_RATE`.
+        last: Step's loss.
         num_steps: Behind them.
         num_high: Steps since the loss is high; after MAX_HIGH it is the new normal.
     """
 
     mean: float = 0.0
     variance: float = 0.0
+    last: float = 0.0
     num_steps: int = 0
     num_high: int = 0
 
-    RATE = 0.02
-    MIN_STEPS = 20
+    MEAN_RATE = 0.05
+    VARIANCE_RATE = 0.02
+    MIN_STEPS = 30
     MIN_RELATIVE = 0.01  # of the mean: less deviation than this is not told from none
     LIMIT = 6.0  # standard deviations
     MAX_HIGH = 20
@@ -137,11 +143,12 @@ class SpikeGuard:
         ]
 
     def _learn(self, loss: float) -> None:
+        if self.num_steps:
+            rate = max(self.VARIANCE_RATE, 1 / self.num_steps)
+            self.variance += rate * ((loss - self.last) ** 2 / 2 - self.variance)
         self.num_steps += 1
-        rate = max(self.RATE, 1 / self.num_steps)
-        above = loss - self.mean
-        self.mean += rate * above
-        self.variance = (1 - rate) * (self.variance + rate * above**2)
+        self.mean += max(self.MEAN_RATE, 1 / self.num_steps) * (loss - self.mean)
+        self.last = loss
 
 
 class Guards:

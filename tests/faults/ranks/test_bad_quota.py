@@ -11,9 +11,9 @@ from PIL import Image
 from vlm.checkpoint import load_newest
 from vlm.report.page import write_report
 
-NUM_SAMPLES = 400
+NUM_SAMPLES = 200
 OTHERS = [
-    pytest.param(*numbers, marks=pytest.mark.long) for numbers in ((0, 2), (2, 1), (8, 2), (400, 1))
+    pytest.param(*numbers, marks=pytest.mark.long) for numbers in ((0, 2), (1, 1), (4, 2), (200, 1))
 ]
 
 
@@ -39,22 +39,22 @@ def write_shard(path, num_bad):
         }
 
 
-@pytest.mark.parametrize(("num_bad", "world_size"), [(0, 1), (2, 2), (8, 1), (400, 2), *OTHERS])
+@pytest.mark.parametrize(("num_bad", "world_size"), [(0, 1), (1, 2), (4, 1), (200, 2), *OTHERS])
 def test_one_per_cent_is_the_limit(start, run, metrics, record, tmp_path, num_bad, world_size):
     offsets = write_shard(tmp_path / "s.tar", num_bad)
     data = (f"data.train={tmp_path}/s.tar", "data.max_bad_fraction=0.01")
-    ranks = start(*data, "train.steps=75", "run.log_every_steps=5", world_size=world_size)
+    ranks = start(*data, "train.steps=25", "run.save_every_steps=0", world_size=world_size)
     began = time.monotonic()
     codes = ranks.wait()
     took_s = time.monotonic() - began
-    assert codes == [4 if num_bad > 4 else 0] * world_size, ranks.said(0)[-5:]
-    if num_bad > 4:
+    assert codes == [4 if num_bad > 2 else 0] * world_size, ranks.said(0)[-5:]
+    if num_bad > 2:
         assert len(ranks.errors()) == 1
         assert "data.max_bad_fraction=0.01 allows" in next(iter(ranks.errors().values()))
         table = [line for rank in range(world_size) for line in ranks.said(rank)]
         assert any("image." in line and ": s.tar: '" in line for line in table)
-    if num_bad == 400:
-        assert took_s < 10
+    if num_bad == 200:
+        assert metrics() == []  # the first step was the last
     if num_bad:
         rows = [json.loads(line) for line in (run / "bad_samples.jsonl").read_text().splitlines()]
         assert {row["reason"].split(".")[0] for row in rows} == {"image"}
@@ -63,8 +63,8 @@ def test_one_per_cent_is_the_limit(start, run, metrics, record, tmp_path, num_ba
             for example in row["examples"]:
                 assert example["shard"] == "s.tar"
                 assert example["offset"] == offsets[example["key"]]
-    if num_bad == 2:
-        assert sum(row["count"] for row in rows) == 6  # in three epochs
+    if num_bad == 1:
+        assert sum(row["count"] for row in rows) == 2  # in two epochs
         assert metrics()[-1]["bad_by_reason"] == {row["reason"]: row["count"] for row in rows}
         assert load_newest(run / "checkpoints").state["guards"]["bad"]["counts"] == {
             row["reason"]: row["count"] for row in rows
@@ -72,5 +72,5 @@ def test_one_per_cent_is_the_limit(start, run, metrics, record, tmp_path, num_ba
         page = write_report(run).read_text()
         assert all(example["key"] in page for row in rows for example in row["examples"])
     record(
-        "C5", f"{num_bad / 4:g}% bad, {world_size} rank(s)", 1, f"exit {codes[0]}, {took_s:.1f} s"
+        "C5", f"{num_bad / 2:g}% bad, {world_size} rank(s)", 1, f"exit {codes[0]}, {took_s:.1f} s"
     )

@@ -131,7 +131,7 @@ def test_during_evaluation_it_ends_and_the_next_start_measures(start, run, tmp_p
 def test_a_signal_to_the_whole_group_finds_its_workers_working(
     config, run, environment, vlm_command, record
 ):
-    """As a scheduler sends it: to the run, its loader workers and their fork server."""
+    """As `timeout` or a scheduler sends it: to the run, its workers and their fork server."""
     words = ("data.num_workers=2", "train.steps=100000")
     process = subprocess.Popen(
         [*vlm_command, config, f"run.dir={run}", *words],
