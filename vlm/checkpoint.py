@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -91,9 +92,16 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one checkpoint that `verify` has passed."""
-    groups = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    state = json.loads((path / "state.json").read_text())
+    """Read one checkpoint that `verify` has passed.
+
+    Raises:
+        CheckpointError: Its hashes are right, but what was hashed is no checkpoint.
+    """
+    try:
+        groups = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+        state = json.loads((path / "state.json").read_bytes())
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return Checkpoint(path, groups, state)
 
 
@@ -107,7 +115,7 @@ def verify(path: Path) -> str | None:
                 return f"{name} has another size than was written"
             if sha256_file(path / name) != expected["sha256"]:
                 return f"{name} has other bytes than were written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"manifest.json: {error}"
     return None
 

@@ -1,27 +1,29 @@
-"""`vlm` with a ledger: each rank appends the sample ids of every step it takes to $LEDGER/N-RANK.
+"""One rank of `vlm train` that notes the sample ids of every step it takes; run by test_elastic.py.
 
-Run as a script by test_elastic.py, in the place of `python -m vlm`.
+Its globals are given to it: WORDS of the command, ENVIRONMENT of the rank, LEDGER and LOG, files.
 """
 
 import json
 import os
 import sys
-from pathlib import Path
+
+import torch
 
 from vlm.cli.main import main
 from vlm.training.step import TrainStep
 
-ledger = Path(os.environ["LEDGER"])
 take_step = TrainStep.__call__
 
 
-def recorded(self, step, batch):
-    result = take_step(self, step, batch)
-    with ledger.open("a") as file:
+def recorded(self, step, batch, **options):
+    result = take_step(self, step, batch, **options)
+    with open(LEDGER, "a") as file:  # noqa: F821
         file.write(json.dumps([step, batch.sample_ids.tolist()]) + "\n")
     return result
 
 
-if __name__ == "__main__":
-    TrainStep.__call__ = recorded
-    sys.exit(main())
+sys.stdout = sys.stderr = open(LOG, "w", buffering=1)  # noqa: F821, SIM115
+os.environ.update(ENVIRONMENT)  # noqa: F821
+torch.set_num_threads(1)
+TrainStep.__call__ = recorded
+sys.exit(main(WORDS))  # noqa: F821
