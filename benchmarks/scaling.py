@@ -1,6 +1,6 @@
 """The data order at web scale: its real code, asked by the ranks of a cluster that is not there.
 
-    python benchmarks/scaling.py          # 5 billion samples, 1,024 ranks; about a minute
+    python benchmarks/scaling.py          # 5 billion samples, 1,024 ranks; a few minutes
     python benchmarks/scaling.py --table  # the table of docs/scaling.md, from the JSON
 
 Only `vlm/data/order.py` runs: no shard exists. What a node would read follows from the sample ids
@@ -134,7 +134,7 @@ def node_reads(args: argparse.Namespace, order: SampleOrder, first_step: int) ->
 
     All steps are of one epoch. The rate is that of the later half, when the first block is through.
     """
-    nodes, num_steps = args.ranks // args.ranks_per_node, 64
+    nodes, num_steps = args.ranks // args.ranks_per_node, 384
     per_block = max(1, order.block_size * order.streams // args.global_batch_size)
     ends = np.cumsum(order.shard_sizes)
     first_step -= first_step % per_block

@@ -175,7 +175,7 @@ def test_every_bad_picture_is_masked_and_counted(shard, repeats):
     assert valid == [kind == "good" for kind, _ in samples]
     assert bad.total() + sum(valid) == len(samples)
     expected = Counter(kind for kind, _ in samples if kind not in ("good", None))
-    assert bad - expected <= Counter({"image.truncated": repeats, "image.unreadable": repeats})
+    assert (bad - expected).keys() <= {"image.truncated", "image.unreadable"}
     assert expected <= bad
     assert peak < 1024  # MiB
 

@@ -6,7 +6,7 @@ loader's own source; the whole loader, with processes and real shards, restarts 
 
 import io
 import pickle
-from itertools import chain, islice
+from itertools import chain, islice, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from webdataset import TarWriter
 
-from vlm.data import workers
+from vlm.data import loader, workers
 from vlm.data.dataset import Dataset, open_shards
-from vlm.data.loader import _TrainingBuilder, training_batches
+from vlm.data.loader import training_batches
 from vlm.data.order import SampleOrder
 from vlm.data.samples import BadSample
 from vlm.data.transforms import TrainTransform
@@ -109,9 +109,9 @@ def tokenizer():
     return train_bpe(["a thing"], vocab_size=300, context_length=4)
 
 
-def interleaved(builder, first, num_workers, monkeypatch):
+def handed_out(make_builder, batches, num_workers, monkeypatch):
     """What the data loader hands out: the real source's share of each worker, in turn."""
-    source = workers._Source(lambda: builder, range(first, 10**6))
+    source = workers._Source(make_builder, batches)
     if num_workers == 0:
         yield from source
         return
@@ -119,55 +119,42 @@ def interleaved(builder, first, num_workers, monkeypatch):
     for worker in range(num_workers):
         info = SimpleNamespace(id=worker, num_workers=num_workers)
         monkeypatch.setattr(workers, "get_worker_info", lambda info=info: info)
-        shares.append(_started(iter(source)))
+        share = iter(source)
+        shares.append(chain([next(share)], share))  # it asks which worker it is in, once
     while True:
         yield from (next(share) for share in shares)
-
-
-def _started(share):
-    first = next(share)  # asks which worker it is in, while that is set
-
-    def rest():
-        yield first
-        yield from share
-
-    return rest()
 
 
 @sets
 @streams_1_and_4
 @pytest.mark.parametrize("num_workers", WORKERS)
-def test_workers_hand_out_the_same_micro_batches_from_every_start(
-    name, streams, num_workers, tokenizer, monkeypatch
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_workers_hand_out_the_same_samples_from_every_start(
+    name, streams, num_workers, world_size, tokenizer, monkeypatch
 ):
+    def in_turn(make_builder, batches, **_):
+        yield from handed_out(make_builder, batches, num_workers, monkeypatch)
+
+    monkeypatch.setattr(loader, "build_in_order", in_turn)
     order = order_of(name, streams)
-    for world_size in WORLD_SIZES:
-        per_step = order.global_batch_size // world_size // (2 if world_size < 4 else 1)
-        if order.global_batch_size % (world_size * per_step):
-            continue
-        micro_batches = order.global_batch_size // world_size // per_step
-        steps = range(2 * order.num_samples // order.global_batch_size + 2)
-        for rank in range(world_size):
-            build = _TrainingBuilder(
-                Unread(),
-                order=order,
-                transform=TrainTransform(1),
-                tokenizer=tokenizer,
-                seed=0,
-                first_slice=rank * micro_batches,
-                slices=world_size * micro_batches,
-                slices_per_step=micro_batches,
-                cache_bytes=0,
-            )
-            expected = [
-                order.batch(step, rank=rank, world_size=world_size)[1].tolist() for step in steps
-            ]
-            for step in steps[:-1]:
-                first = step * micro_batches
-                got = interleaved(build, first, num_workers, monkeypatch)
-                count = 2 * micro_batches
-                ids = [batch.sample_ids.tolist() for batch in islice(got, count)]
-                assert list(chain(*ids)) == expected[step] + expected[step + 1]
+    per_rank = order.global_batch_size // world_size
+    per_step = 2 if per_rank % 2 == 0 else 1
+    steps = range(2 * order.num_samples // order.global_batch_size + 2)
+    for step, rank in product(steps, range(world_size)):
+        batches = training_batches(
+            Unread(),
+            order,
+            transform=TrainTransform(1),
+            tokenizer=tokenizer,
+            seed=0,
+            micro_batch_size=per_rank // per_step,
+            first_micro_batch=step * per_step,
+            rank=rank,
+            world_size=world_size,
+        )
+        ids = chain(*(batch.sample_ids.tolist() for batch in islice(batches, 2 * per_step)))
+        expected = (order.batch(s, rank=rank, world_size=world_size)[1] for s in (step, step + 1))
+        assert list(ids) == np.concatenate(list(expected)).tolist()
 
 
 # --- the whole loader, with its processes ---
@@ -254,12 +241,12 @@ def test_a_real_loader_restarts_where_it_was(
 
 
 def test_real_loaders_show_every_sample_once_an_epoch(dataset, tokenizer):
-    loaders = [
+    streams = [
         start(dataset, tokenizer, streams=4, rank=rank, world_size=2, num_workers=2)
         for rank in range(2)
     ]
     steps = sum(SHARD_SIZES)  # of 8: eight epochs to the sample
-    ids = [batch.sample_ids for loader in loaders for batch in islice(loader, 2 * steps)]
-    for loader in loaders:
-        loader.close()
+    ids = [batch.sample_ids for stream in streams for batch in islice(stream, 2 * steps)]
+    for stream in streams:
+        stream.close()
     assert torch.cat(ids).bincount().tolist() == [8] * steps

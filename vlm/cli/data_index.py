@@ -39,5 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(shard: "ShardIndex") -> tuple[str, str, str, str]:
+    from vlm.config.find import printable
+
     counts = [f"{found.count} {reason}" for reason, found in shard.rejects.items()]
-    return shard.name, str(shard.num_samples), str(shard.size_bytes), ", ".join(counts) or "0"
+    left_out = ", ".join(counts) or "0"
+    return printable(shard.name), str(shard.num_samples), str(shard.size_bytes), left_out

@@ -16,6 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
+from vlm.config.find import printable
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import Field, Record, ShardIndex, open_index
@@ -268,7 +269,7 @@ def _left_out(shards: Sequence[ShardIndex], limit: int = 10) -> Iterator[str]:
     for shard in damaged[:limit]:
         reason, found = next(iter(shard.rejects.items()))
         yield (
-            f"{shard.name}: {shard.num_samples} samples; left out: {_counts(shard)}; "
+            f"{printable(shard.name)}: {shard.num_samples} samples; left out: {_counts(shard)}; "
             f"first: {reason} {found.examples[0]}"
         )
     if len(damaged) > limit:
