@@ -186,7 +186,7 @@ def _load(path: Path, skipped: dict[Path, str]) -> Checkpoint:
     try:
         groups = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
         state = json.loads((path / "state.json").read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read: {error}") from error
     return Checkpoint(path, groups, state, skipped)
 

@@ -91,5 +91,7 @@ def _print_table(shards: "Sequence[ShardIndex]") -> None:
 
 
 def _row(shard: "ShardIndex") -> tuple[str, str, str, str]:
-    counts = [f"{count} {reason}" for reason, count in shard.rejects.items()]
-    return shard.name, str(shard.num_samples), str(shard.size_bytes), ", ".join(counts) or "0"
+    from vlm.config.find import printable
+
+    left_out = ", ".join(f"{count} {reason}" for reason, count in shard.rejects.items()) or "0"
+    return printable(shard.name), str(shard.num_samples), str(shard.size_bytes), left_out

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from vlm.config.find import printable
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import ShardIndex
 
@@ -27,8 +28,8 @@ def left_out(shards: Sequence[ShardIndex], limit: int = 10) -> Iterator[str]:
     for shard in damaged[:limit]:
         first = shard.details().quarantine[0]
         yield (
-            f"{shard.name}: {shard.num_samples} samples; left out: {_counts(shard)}; "
-            f"first: {first.reason} {first}"
+            f"{printable(shard.name)}: {shard.num_samples} samples; left out: {_counts(shard)}; "
+            f"first: {first.reason} {printable(str(first), 300)}"
         )
     if len(damaged) > limit:
         yield f"and {len(damaged) - limit} more shards from which something was left out"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vlm.errors import DataError
 
 BLOCK = 512
+RECORD = 20 * BLOCK  # to a multiple of which tar pads its archives
 CHUNK = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_PAX_BYTES = 64 * 1024
@@ -120,8 +121,10 @@ def _header_at(descriptor: int, position: int, said: dict[str, str], end: int) -
     block = os.pread(descriptor, BLOCK, position)
     if not block.strip(b"\0"):
         after = _after_zeros(descriptor, position, end)
-        if after == end:
+        if after == end and end <= -(-(position + 2 * BLOCK) // RECORD) * RECORD:
             return None
+        if after == end:
+            raise _Damage("shard.zeroed", "zeros to the end, more than a tar is padded with", end)
         raise _Damage("shard.zeroed", "zeros where a header should be", after)
     header = _parse_header(block)
     if header.kind in LINKS_AND_DEVICES or header.kind == DIRECTORY:
@@ -199,7 +202,7 @@ def _problem(damage: _Damage, position: int, following: int, end: int) -> Proble
     if following < end:
         detail = f"{damage.detail}; the next member found is at byte {following}"
         return Problem(damage.reason, position, detail)
-    if damage.reason == "shard.zeroed":
+    if damage.reason == "shard.zeroed" and damage.search_from < end:
         lost = end - damage.search_from
         detail = f"{lost} bytes after the end-of-archive marker, none of them a member"
         return Problem("shard.trailing", damage.search_from, detail)

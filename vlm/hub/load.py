@@ -64,7 +64,7 @@ def _read_config(path: Path) -> ModelConfig:
                 f"{path}: format_version {data['format_version']}, this vlm reads {FORMAT_VERSION}"
             )
         return TypeAdapter(ModelConfig).validate_json(json.dumps(data["model"]))
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise CheckpointError(f"{path}: not a model's config: {_one_line(error)}") from error
 
 

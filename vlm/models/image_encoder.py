@@ -13,6 +13,8 @@ from vlm.errors import ConfigError
 from vlm.runtime import torchvision_guard
 
 Pool = Literal["token", "avg", "map"]
+# what makes timm.create_model fetch weights, or load them from a file, pickles too in some versions
+LOADING = frozenset({"pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"})
 
 
 class ConvStem(nn.Module):
@@ -164,6 +166,11 @@ def _create_trunk(name: str, image_size: int, settings: dict[str, Any]) -> nn.Mo
     torchvision_guard.install()
     import timm
 
+    if loading := sorted(LOADING & settings.keys()):
+        raise ConfigError(
+            f"model.image.kwargs.{loading[0]}: a backbone is made without weights, so that no "
+            "config fetches or unpickles any; remove it"
+        )
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         raise ConfigError(f'model.image.name: timm has no "{name}"; near: {", ".join(near)}')

@@ -1,0 +1,261 @@
+"""Pictures and texts of every bad class in one shard each: masked, counted by class, none silent.
+
+Real loader processes build the batches; that the odd but valid pictures come out with the right
+pixels is tests/data/test_decode.py.
+"""
+
+import io
+import json
+import multiprocessing
+import struct
+import tarfile
+import time
+import zlib
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from webdataset import TarWriter
+
+from vlm.data.dataset import MAX_TEXT_BYTES, open_shards
+from vlm.data.decode import decode_image
+from vlm.data.loader import evaluation_batches, training_batches
+from vlm.data.order import SampleOrder
+from vlm.data.samples import BadSample
+from vlm.data.transforms import EvalTransform, TrainTransform
+from vlm.tokenizer import train_bpe
+
+REPEATS = [1, pytest.param(10, marks=pytest.mark.long)]
+
+
+def pixels(seed=0, height=24, width=40):
+    y, x = np.mgrid[:height, :width]
+    rgb = np.stack([x * 6 % 256, y * 9 % 256, (x + y + seed * 11) * 4 % 256], 2)
+    return Image.fromarray(rgb.astype(np.uint8))
+
+
+def encoded(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def chunk(name, payload):
+    whole = name + payload
+    return struct.pack(">I", len(payload)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+
+def png(width, height, *, before=b"", rows=b""):
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
+
+
+@cache
+def bad_pictures(seed):
+    """Class: bytes and reason."""
+    image = pixels(seed)
+    jpeg, whole_png = encoded(image, "JPEG"), encoded(image, "PNG")
+    webp, gif = encoded(image, "WEBP"), encoded(image, "GIF")
+    bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))
+    return {
+        "empty": (b"", "image.empty"),
+        "text": (b"not a picture %d" % seed, "image.format"),
+        "html": (b"<html>404 Not Found</html>", "image.format"),
+        "jpeg less 10 bytes": (jpeg[:-10], "image.truncated"),
+        "jpeg half": (jpeg[: len(jpeg) // 2], "image.truncated"),
+        "jpeg less 2 bytes": (jpeg[:-2], "image.truncated"),
+        "png half": (whole_png[: len(whole_png) // 2], "image.truncated"),
+        "webp half": (webp[: len(webp) // 2], "image.truncated"),
+        "gif half": (gif[: len(gif) // 2], None),
+        "png, bad crc": (whole_png[:45] + b"\xff\xff" + whole_png[47:], "image.unreadable"),
+        "png 0 x 10": (png(0, 10), "image.unreadable"),
+        "jpeg of no height": (jpeg.replace(b"\x08\0\x18\0\x28", b"\x08\0\0\0\x28"), None),
+        "png of 2^31 - 1 x 1": (png(2**31 - 1, 1), "image.too_large"),
+        "png of 10,000^2": (png(10_000, 10_000), "image.too_large"),
+        "png of 14,000^2": (png(14_000, 14_000), "image.too_large"),
+        "png of 50,000^2": (png(50_000, 50_000), "image.too_large"),
+        "png of 9,000^2, no rows": (png(9_000, 9_000), "image.unreadable"),
+        "80 MB comment": (png(1, 1, before=bomb, rows=b"\0\0"), "image.unreadable"),
+        "tiff": (encoded(image, "TIFF"), "image.format"),
+        "bmp": (encoded(image, "BMP"), "image.format"),
+        "psd": (b"8BPS\0\x01" + bytes(40), "image.format"),
+        "eps": (encoded(image, "EPS"), "image.format"),
+        "fits": (b"SIMPLE  =                    T" + bytes(2880), "image.format"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image.format"),
+    }
+
+
+def odd_pictures():
+    """Valid, and not plain RGB: these must never be masked."""
+    image, exif = pixels(), Image.Exif()
+    exif[0x0112] = 6
+    loop = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8)
+    frames = {"save_all": True, "append_images": [pixels(1), pixels(2)]}
+    return {
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "16-bit grey": encoded(Image.fromarray(np.full((5, 5), 30000, np.uint16)), "PNG"),
+        "1 bit": encoded(image.convert("1"), "PNG"),
+        "palette": encoded(image.convert("P"), "PNG", transparency=3),
+        "grey, alpha": encoded(image.convert("LA"), "PNG"),
+        "alpha": encoded(image.convert("RGBA"), "WEBP"),
+        "animated GIF": encoded(image, "GIF", **frames),
+        "animated WebP": encoded(image, "WEBP", **frames),
+        "animated PNG": encoded(image, "PNG", **frames),
+        "EXIF 6": encoded(image, "JPEG", exif=exif),
+        "looping EXIF": encoded(image, "JPEG", exif=loop),
+        "damaged EXIF": encoded(image, "JPEG", exif=b"Exif\0\0junk"),
+        "progressive": encoded(image, "JPEG", progressive=True),
+        "several pictures": encoded(image, "MPO", save_all=True, append_images=[pixels(1)]),
+        "huge ICC": encoded(image, "JPEG", icc_profile=bytes(4_000_000)),
+        "1 x 1": encoded(Image.new("RGB", (1, 1)), "PNG"),
+        "1 x 4000": encoded(Image.new("RGB", (1, 4000)), "PNG"),
+        "junk at the end": encoded(image, "JPEG") + bytes(300) + b"\xff\xd9",
+    }
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Writes samples of (key, fields) and opens them."""
+
+    def shard(samples):
+        with TarWriter(str(tmp_path / "train-0000.tar")) as tar:
+            for number, (_, fields) in enumerate(samples):
+                tar.write({"__key__": f"{number:04}", **fields})
+        return open_shards(str(tmp_path / "train-0000.tar"))
+
+    return shard
+
+
+def peak_mib(pids):
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+    return max(int(text.partition("VmHWM:")[2].split()[0]) / 1024 for text in status)
+
+
+def epoch(dataset, num_workers):
+    """Whether each sample was valid in an epoch of training, the reasons, and the workers' peak."""
+    batch_size = len(dataset) // 4
+    assert batch_size * 4 == len(dataset)
+    batches = training_batches(
+        dataset,
+        SampleOrder(dataset.shard_sizes, seed=0, streams=1, global_batch_size=batch_size),
+        transform=TrainTransform(16),
+        tokenizer=train_bpe(["a thing"], vocab_size=300, context_length=8),
+        seed=0,
+        micro_batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    valid, bad = {}, Counter()
+    for _ in range(4):
+        batch = next(batches)
+        bad.update(batch.bad)
+        for sample_id, ok in zip(batch.sample_ids.tolist(), batch.valid.tolist(), strict=True):
+            assert sample_id not in valid
+            valid[sample_id] = ok
+            assert ok or int(batch.images[batch.sample_ids == sample_id].max()) == 0
+    peak = peak_mib([worker.pid for worker in multiprocessing.active_children()] or ["self"])
+    batches.close()
+    return [valid[i] for i in range(len(dataset))], bad, peak
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_every_bad_picture_is_masked_and_counted(shard, repeats):
+    samples = []
+    for seed in range(repeats):
+        samples += [
+            (reason, {"png": data, "txt": name})
+            for name, (data, reason) in bad_pictures(seed).items()
+        ]
+        samples += [("good", {"jpg": encoded(pixels(seed), "JPEG"), "txt": "good"})] * 4
+    dataset = shard(samples)
+    valid, bad, peak = epoch(dataset, num_workers=2)
+    assert valid == [kind == "good" for kind, _ in samples]
+    assert bad.total() + sum(valid) == len(samples)
+    expected = Counter(kind for kind, _ in samples if kind not in ("good", None))
+    assert (bad - expected).keys() <= {"image.truncated", "image.unreadable"}
+    assert expected <= bad
+    assert peak < 1024  # MiB
+
+
+@pytest.mark.parametrize("name", bad_pictures(0))
+def test_a_bad_picture_is_found_within_two_seconds(name):
+    data, reason = bad_pictures(0)[name]
+    started = time.process_time()
+    with pytest.raises(BadSample) as bad:
+        decode_image(data)
+    assert time.process_time() - started < 2
+    assert reason in (None, bad.value.reason)
+
+
+def test_no_odd_picture_is_masked(shard):
+    pictures = odd_pictures()
+    fields = [{"jpg": data, "txt": name} for name, data in pictures.items()]
+    dataset = shard([("odd", one) for one in fields + fields[:2]])
+    valid, bad, _ = epoch(dataset, num_workers=0)
+    assert (all(valid), bad) == (True, {})
+    batches = evaluation_batches(dataset, transform=EvalTransform(16), batch_size=7, num_workers=1)
+    assert all(bool(batch.valid.all()) for batch in batches)
+
+
+def texts():
+    """Class: fields and reason; None where the sample is good."""
+
+    def nested(depth):
+        return b'{"caption": "a", "x": ' + b"[" * depth + b"]" * depth + b"}"
+
+    return {
+        "missing": ({}, "text.missing"),
+        "empty": ({"txt": b""}, "text.missing"),
+        "white space": ({"txt": " \u3000\t\n".encode()}, "text.missing"),
+        "latin-1": ({"txt": "schön".encode("latin-1")}, "text.encoding"),
+        "UTF-16": ({"txt": "a".encode("utf-16")}, "text.encoding"),
+        "a NUL": ({"txt": b"a\0b"}, None),
+        "lone surrogate": ({"json": b'{"caption": "\\ud800"}'}, "text.encoding"),
+        "right to left": ({"txt": "خط עברית 👩‍👩‍👧 e\u0301".encode()}, None),
+        "too large": ({"txt": b"x" * (MAX_TEXT_BYTES + 1)}, "text.size"),
+        "a million letters": ({"txt": b"x" * 10**6}, None),
+        "a million words": ({"txt": b"x " * (10**6 // 2)}, None),
+        "nested": ({"json": nested(100_000)}, "text.json"),
+        "5,000 digits": ({"json": b'{"caption": "a", "x": ' + b"9" * 5000 + b"}"}, "text.json"),
+        "NaN": ({"json": b'{"caption": "a", "x": NaN}'}, "text.json"),
+        "no object": ({"json": b'["a caption"]'}, "text.json"),
+        "wrong type": ({"json": b'{"caption": {"a": 1}}'}, "text.json"),
+        "half": ({"json": b'{"caption": "a'}, "text.json"),
+        "both broken": ({"json": b"{", "txt": b"a"}, "text.json"),
+    }
+
+
+@pytest.mark.parametrize("repeats", REPEATS)
+def test_every_bad_text_is_masked_and_counted(shard, repeats):
+    image = encoded(pixels(), "PNG")
+    samples = [
+        (reason, {"png": image, **fields}) for fields, reason in texts().values()
+    ] * repeats + [(None, {"png": image, "json": json.dumps({"captions": ["a"]}).encode()})] * 2
+    samples = samples[: len(samples) // 4 * 4]
+    started = time.process_time()
+    valid, bad, _ = epoch(shard(samples), num_workers=0)
+    assert valid == [reason is None for reason, _ in samples]
+    assert bad == Counter(reason for reason, _ in samples if reason is not None)
+    assert time.process_time() - started < 2 * len(samples)
+
+
+@pytest.mark.long
+def test_a_text_of_a_gibibyte_is_refused_by_its_size(tmp_path):
+    """A sparse file: read once to be indexed, never as a text."""
+    path = tmp_path / "train-0000.tar"
+    with path.open("wb") as file:
+        for name, size in (("a.png", 8), ("a.txt", 2**30), ("b.png", 8), ("b.txt", 1)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            file.seek(-(-size // 512) * 512, 1)
+        file.seek(1023, 1)
+        file.write(b"\0")
+    dataset = open_shards(str(path))
+    before = peak_mib(["self"])
+    with pytest.raises(BadSample, match=r"text\.size"):
+        dataset.read(0)
+    assert peak_mib(["self"]) - before < 8
