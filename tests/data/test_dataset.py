@@ -1,17 +1,22 @@
 """Indexed shards: patterns, index files, random access, and all that can be wrong with a sample."""
 
+import io
 import json
 import multiprocessing
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vlm.data.dataset import Dataset, open_shards
+from vlm.data.decode import FORMATS
+from vlm.data.index_file import MAX_QUARANTINE
 from vlm.data.patterns import MAX_EXPANSION, expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import open_index
@@ -24,6 +29,15 @@ MakeShard = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def gif(red: int) -> bytes:
+    """A whole picture of one pixel."""
+    head = b"GIF89a\x01\0\x01\0\x80\0\0" + bytes([red, 0, 0, 0, 0, 0])
+    return head + b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+
+
+A, B, C = map(gif, range(3))
 
 
 def silent(line: str) -> None:
@@ -41,16 +55,16 @@ def test_a_sample_has_its_image_captions_and_meta(make_shard: MakeShard) -> None
     meta = {"captions": ["one", "two"], "label": "cat", "tags": [1, None]}
     path = make_shard(
         [
-            ("a", {"jpg": b"A", "json": json.dumps(meta).encode()}),
-            ("b", {"webp": b"B", "txt": b" words \n"}),
-            ("c", {"gif": b"C", "cls": b"7"}),
+            ("a", {"jpg": A, "json": json.dumps(meta).encode()}),
+            ("b", {"webp": B, "txt": b" words \n"}),
+            ("c", {"gif": C, "cls": b"7"}),
         ]
     )
     dataset = opened(path)
     assert [dataset.read(i) for i in range(3)] == [
-        Sample("a", b"A", ("one", "two"), {"label": "cat", "tags": [1, None]}),
-        Sample("b", b"B", ("words",), {}),
-        Sample("c", b"C", (), {"cls": 7}),
+        Sample("a", A, ("one", "two"), {"label": "cat", "tags": [1, None]}),
+        Sample("b", B, ("words",), {}),
+        Sample("c", C, (), {"cls": 7}),
     ]
     assert [dataset.key(i) for i in range(3)] == ["a", "b", "c"]
     assert [dataset.image_suffix(i) for i in range(3)] == ["jpg", "webp", "gif"]
@@ -59,10 +73,10 @@ def test_a_sample_has_its_image_captions_and_meta(make_shard: MakeShard) -> None
 
 
 def test_sample_ids_run_through_the_shards_in_order_of_their_names(make_shard: MakeShard) -> None:
-    second = make_shard([("a", {"jpg": b"2"}), ("b", {"jpg": b"3"})], name="b.tar")
-    first = make_shard([("a", {"jpg": b"0"}), ("b", {"jpg": b"1"})], name="a.tar")
+    second = make_shard([("a", {"jpg": gif(2)}), ("b", {"jpg": gif(3)})], name="b.tar")
+    first = make_shard([("a", {"jpg": gif(0)}), ("b", {"jpg": gif(1)})], name="a.tar")
     dataset = opened(second, first)
-    assert [dataset.read(np.int64(i)).image for i in range(4)] == [b"0", b"1", b"2", b"3"]
+    assert [dataset.read(np.int64(i)).image for i in range(4)] == [gif(i) for i in range(4)]
     assert dataset.shard_sizes == [2, 2]
     assert len(dataset) == dataset.num_samples == 4
 
@@ -76,11 +90,9 @@ def test_ids_outside_the_data_set_are_an_error(make_shard: MakeShard) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "gif"])
 def test_with_two_images_the_first_of_the_list_is_taken(make_shard: MakeShard, suffix: str) -> None:
-    fields = {other: other.encode() for other in ("gif", "webp", "png", "jpeg", "jpg")}
-    wanted = {name: data for name, data in fields.items() if name >= "a"}
     order = ["jpg", "jpeg", "png", "webp", "gif"]
-    kept = {name: wanted[name] for name in order[order.index(suffix) :]}
-    assert opened(make_shard([("a", kept)])).read(0).image == suffix.encode()
+    kept = {name: gif(order.index(name)) for name in reversed(order[order.index(suffix) :])}
+    assert opened(make_shard([("a", kept)])).read(0).image == gif(order.index(suffix))
 
 
 # --- splits and selections ---
@@ -99,7 +111,7 @@ def test_a_selection_renumbers_its_samples(make_shard: MakeShard) -> None:
 def test_a_split_has_every_sample_once_and_equal_pictures_on_one_side(
     make_shard: MakeShard,
 ) -> None:
-    samples = [(f"s{i}", {"jpg": bytes([i % 20]), "txt": b"x"}) for i in range(60)]
+    samples = [(f"s{i}", {"jpg": gif(i % 20), "txt": b"x"}) for i in range(60)]
     dataset = opened(make_shard(samples))
     train, val = dataset.split(0.3)
     images = [{part.read(i).image for i in range(len(part))} for part in (train, val)]
@@ -163,7 +175,7 @@ def test_a_pickle_is_small_and_reads_in_a_spawned_process(make_shard: MakeShard)
 
 
 def test_no_more_than_64_shards_are_open_at_once(make_shard: MakeShard) -> None:
-    paths = [make_shard([("a", {"jpg": b"A"})], name=f"{i:03d}.tar") for i in range(70)]
+    paths = [make_shard([("a", {"jpg": A})], name=f"{i:03d}.tar") for i in range(70)]
     dataset = opened(*paths)
     before = len(os.listdir("/proc/self/fd"))
     for sample_id in range(70):
@@ -192,7 +204,7 @@ def test_a_shard_cut_since_is_a_bad_sample(make_shard: MakeShard) -> None:
     path = make_shard(2)
     dataset = opened(path)
     os.truncate(path, 2000)
-    with pytest.raises(BadSample, match=r"shard\.crc"):
+    with pytest.raises(BadSample, match=r"shard\.size: .*'s1': has 2000 bytes; indexed were"):
         dataset.read(1)
 
 
@@ -255,17 +267,99 @@ def test_captions_and_meta_of_text_fields(
         ({"txt": b"x" * ((1 << 20) + 1)}, "text.size"),
     ],
 )
-def test_texts_that_make_a_bad_sample(
+def test_texts_that_leave_a_sample_out(
     make_shard: MakeShard, fields: dict[str, bytes], reason: str
 ) -> None:
-    dataset = opened(
-        make_shard([("bad", {"jpg": b"A", **fields}), ("ok", {"jpg": b"B", "txt": b"t"})])
-    )
-    with pytest.raises(BadSample, match="'bad'") as caught:
-        dataset.read(0)
-    assert caught.value.reason == reason
+    path = make_shard([("bad", {"jpg": A, **fields}), ("ok", {"jpg": B, "txt": b"t"})])
+    dataset = open_shards(str(path), log=lambda line: None)
+    assert [dataset.read(i).captions for i in range(len(dataset))] == [("t",)]
+    assert dataset.rejects == {reason: 1}
+
+
+def test_a_sample_whose_bytes_changed_has_no_text(make_shard: MakeShard) -> None:
+    path = make_shard([("a", {"jpg": A, "txt": b"here"}), ("b", {"jpg": B, "txt": b"t"})])
+    dataset = opened(path)
+    path.write_bytes(path.read_bytes().replace(b"here", b"gone"))
     assert list(dataset.captions()) == ["t"]
     assert list(dataset.metas()) == [{}, {}]
+
+
+# --- what the index tells without reading ---
+
+
+def test_the_index_tells_sizes_formats_and_lengths(make_shard: MakeShard) -> None:
+    wide = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (30, 20)).save(wide, "JPEG", exif=exif)
+    captions = json.dumps({"captions": ["four", "twelve chars", "x"]}).encode()
+    first = make_shard([("a", {"png": wide.getvalue(), "json": captions})], name="a.tar")
+    rest = make_shard([("b", {"jpg": A}), ("c", {"jpg": B, "txt": b"\xc3\xa9"})], name="b.tar")
+    dataset = opened(first, rest)
+    assert dataset.image_sizes().tolist() == [[20, 30], [1, 1], [1, 1]]
+    assert dataset.image_sizes().dtype == dataset.caption_lengths().dtype == np.int32
+    assert dataset.caption_lengths().tolist() == [12, 0, 1]
+    assert [FORMATS[number] for number in dataset.image_formats()] == ["JPEG", "GIF", "GIF"]
+    chosen = dataset.select(np.array([True, False, True]))
+    assert chosen.caption_lengths().tolist() == [12, 1]
+    assert dataset.select(np.zeros(3, bool)).image_sizes().shape == (0, 2)
+
+
+def test_a_field_is_the_number_in_each_samples_meta(make_shard: MakeShard) -> None:
+    values = [b"0.5", b"3", b"true", b'"9"', b"null", b"[1]", b"9" * 400]
+    samples = [
+        (f"s{i}", {"jpg": A, "json": b'{"score": %s}' % value}) for i, value in enumerate(values)
+    ]
+    path = make_shard([*samples, ("bare", {"jpg": A, "cls": b"4"})])
+    dataset = opened(path, fields=["score", "cls"])
+    nan = [float("nan")]
+    assert np.array_equal(dataset.field("score"), [0.5, 3, 1, *nan * 5], equal_nan=True)
+    assert np.array_equal(dataset.field("cls"), [*nan * 7, 4], equal_nan=True)
+    assert dataset.select(np.arange(8) == 1).field("score").tolist() == [3]
+
+
+def test_an_index_is_built_again_for_a_further_field_and_keeps_the_others(
+    make_shard: MakeShard,
+) -> None:
+    path = make_shard([("a", {"jpg": A, "json": b'{"x": 1, "y": 2}'})])
+    assert opened(path, fields=["x"]).field("x").tolist() == [1]
+    with pytest.raises(DataError) as caught:
+        opened(path).field("y")
+    assert str(caught.value) == (
+        'train-0000.tar: "y" was not indexed; run vlm data index with --field y'
+    )
+    dataset = opened(path, fields=["y"])
+    assert (dataset.field("x").tolist(), dataset.field("y").tolist()) == ([1], [2])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "image.empty"),
+        (b"no picture", "image.format"),
+        (b"\x89PNG\r\n\x1a\n", "image.truncated"),
+        (A[:6] + b"\xff\xff\xff\xff" + A[10:], "image.too_large"),
+    ],
+)
+def test_a_picture_without_a_good_header_is_left_out_and_remembered(
+    make_shard: MakeShard, data: bytes, reason: str
+) -> None:
+    path = make_shard([("good", {"jpg": A}), ("bad", {"jpg": data, "txt": b"t"})])
+    lines: list[str] = []
+    dataset = open_shards(str(path), log=lines.append)
+    assert [dataset.key(i) for i in range(len(dataset))] == ["good"]
+    assert dataset.rejects == {reason: 1}
+    (case,) = dataset.shards[0].details().quarantine
+    assert (case.reason, case.key, case.offset) == (reason, "bad", 1536)
+    assert f"{reason} at byte 1536: 'bad': " in lines[0]
+
+
+def test_the_quarantine_is_bounded_and_the_counts_are_not(make_shard: MakeShard) -> None:
+    bad = [(f"bad{i:04}", {"jpg": b""}) for i in range(MAX_QUARANTINE + 5)]
+    path = make_shard([("good", {"jpg": A}), *bad])
+    dataset = open_shards(str(path), log=lambda line: None)
+    assert dataset.rejects == {"image.empty": MAX_QUARANTINE + 5}
+    assert len(dataset.shards[0].details().quarantine) == MAX_QUARANTINE
 
 
 # --- index files ---
@@ -290,6 +384,29 @@ def test_a_changed_tar_is_indexed_again(make_shard: MakeShard) -> None:
     assert len(opened(path)) == 5
     os.utime(path, ns=(0, 0))
     assert open_index(path).mtime_ns == 0
+
+
+def test_an_index_of_version_one_is_built_again(make_shard: MakeShard) -> None:
+    path = make_shard(3)
+    opened(path)
+    index = path.with_name("train-0000.tar.idx")
+    old = index.read_bytes()[:-4].replace(b'"version": 2', b'"version": 1')
+    index.write_bytes(old + zlib.crc32(old).to_bytes(4, "little"))
+    assert len(opened(path)) == 3
+    assert json.loads(index.read_bytes().partition(b"\n")[0])["version"] == 2
+
+
+def test_a_damage_of_the_index_in_use_is_told_before_its_numbers_are_used(
+    make_shard: MakeShard,
+) -> None:
+    path = make_shard(3)
+    dataset = opened(path)
+    index = path.with_name("train-0000.tar.idx")
+    content = bytearray(index.read_bytes())
+    content[-200] ^= 1
+    index.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-0000\.tar\.idx: the index is damaged"):
+        dataset.image_sizes()
 
 
 @pytest.mark.parametrize("place", [3, 20, 100, -1, -5, -200])
@@ -348,7 +465,7 @@ def test_a_shard_without_images_is_an_error_that_names_its_fields(make_shard: Ma
 
 
 def test_captions_are_required_only_on_request(make_shard: MakeShard) -> None:
-    path = make_shard([("a", {"jpg": b"A", "cls": b"1"})])
+    path = make_shard([("a", {"jpg": A, "cls": b"1"})])
     assert opened(path).read(0).captions == ()
     with pytest.raises(DataError) as caught:
         opened(path, require_captions=True)

@@ -59,5 +59,5 @@ def shards(tmp_path_factory):
                         "json": json.dumps(meta).encode(),
                     }
                 )
-        writer.write({"__key__": "broken", "png": b"\x89PNG no", "json": b"{}"})
+        writer.write({"__key__": "broken", "png": encoded("red")[:-30], "json": b"{}"})
     return path

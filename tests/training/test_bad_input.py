@@ -74,7 +74,7 @@ def test_a_table_without_a_usable_column_lists_the_columns(train, tmp_path):
 
 def test_pictures_that_are_none_end_the_run_with_the_quota(train, tmp_path):
     good = [(f"g{i}.png", png()) for i in range(30)]
-    bad = [(f"h{i}.png", b"this is no picture") for i in range(30)]
+    bad = [(f"h{i}.png", png()[:-30]) for i in range(30)]
     texts = [(f"{name[:-4]}.txt", f"text {name}".encode()) for name, _ in good + bad]
     members = sorted([*good, *bad, *texts])
     write_shard(tmp_path / "s.tar", members)
@@ -84,7 +84,7 @@ def test_pictures_that_are_none_end_the_run_with_the_quota(train, tmp_path):
 
 
 def test_a_few_bad_pictures_are_counted_and_masked(train, tmp_path):
-    members = [(f"g{i:02}.png", png()) for i in range(40)] + [("h.png", b"this is no picture")]
+    members = [(f"g{i:02}.png", png()) for i in range(40)] + [("h.png", png()[:-30])]
     texts = [(f"{name[:-4]}.txt", f"text {name}".encode()) for name, _ in members]
     write_shard(tmp_path / "s.tar", sorted([*members, *texts]))
     code, err = train(

@@ -30,6 +30,8 @@ VERBS = {
     "search": Verb("Use", "find pictures by text or by picture", 'index/ "a red bird"'),
     "data pack": Verb("Data", "write a folder or a table as shards", "photos.csv shards/"),
     "data index": Verb("Data", "index shards and count bad samples", '"shards/*.tar"'),
+    "data check": Verb("Data", "read and compare every byte", '"shards/*.tar" --decode'),
+    "data stats": Verb("Data", "measure pictures and captions", '"shards/*.tar" --out stats.png'),
     "data show": Verb("Data", "draw a sheet of samples", '"shards/*.tar" --out sheet.png'),
     "data dedup": Verb("Data", "find pictures that repeat", '"shards/*.tar" --out sheet.png'),
     "data tokenizer": Verb("Data", "train a tokenizer on captions", '"shards/*.tar"'),

@@ -206,7 +206,7 @@ def _firsts(
 def _rejected(dataset: Dataset) -> Tally:
     """What the index left out, and what had been left out when the shards were packed."""
     tally = Tally()
-    for folder, count in Counter(Path(shard.location).parent for shard in dataset.shards).items():
+    for folder, count in Counter(shard.path.parent for shard in dataset.shards).items():
         if (folder / REPORT).is_file():
             report = json.loads((folder / REPORT).read_bytes())
             if report["num_shards"] == count:  # of a part, it is not known what was left out

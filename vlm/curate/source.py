@@ -54,13 +54,26 @@ def open_data(
         DiskError: The cache cannot be written.
     """
     cache_dir = cache_dir or default_cache_dir()
-    columns = Columns(image_column, caption_column)
+    patterns = packed_patterns(data, Columns(image_column, caption_column), cache_dir, log=log)
+    return open_shards(
+        patterns, cache_dir, fields=fields, require_captions=require_captions, log=log
+    )
+
+
+def packed_patterns(
+    data: str | Sequence[str], columns: "Columns", cache_dir: Path, *, log: Log = print
+) -> list[str]:
+    """The shard patterns that DATA stands for; a folder of images or a table is packed for it.
+
+    Raises:
+        ConfigError: A column of what is no table, or that does not exist.
+        DataError: A table or a folder that cannot be packed.
+        DiskError: The cache cannot be written.
+    """
     patterns = shard_patterns(data)
     if patterns is not None:
         columns.refuse(f"{data} is shards")
-        return open_shards(
-            patterns, cache_dir, fields=fields, require_captions=require_captions, log=log
-        )
+        return patterns
     source = find_source(data if isinstance(data, str) else data[0], columns, log=log)
     folder = _packed(source, cache_dir / "packed", log)
     report = json.loads((folder / REPORT).read_bytes())
@@ -69,7 +82,7 @@ def open_data(
     tars = sorted(str(path) for path in folder.glob("*.tar"))
     if len(tars) != report["num_shards"]:
         raise DataError(f"{folder}: a part of this pack is gone; delete the folder to pack again")
-    return open_shards(tars, cache_dir, fields=fields, require_captions=require_captions, log=log)
+    return tars
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vlm.data.findings import left_out, useless, without_captions
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import Field, Record, Rows, ShardIndex
+from vlm.data.joined import is_joined, read_joined
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
 from vlm.data.shards import open_index
@@ -57,18 +58,6 @@ class Dataset:
         self.num_samples = self._starts[-1] if selection is None else len(selection)
         self._tar = lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
         self._rows = lru_cache(MAX_OPEN_SHARDS)(ShardIndex.rows)
-
-    @staticmethod
-    def join(datasets: Sequence["Dataset"]) -> "Dataset":
-        """The samples of several, one data set after the other."""
-        if len(datasets) == 1:
-            return datasets[0]
-        shards = [shard for dataset in datasets for shard in dataset.shards]
-        if all(dataset._selection is None for dataset in datasets):
-            return Dataset(shards)
-        starts = accumulate((dataset._starts[-1] for dataset in datasets), initial=0)
-        chosen = [d._positions() + start for d, start in zip(datasets, starts, strict=False)]
-        return Dataset(shards, np.concatenate(chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Dataset, (self.shards, self._selection)
@@ -124,7 +113,7 @@ class Dataset:
             image = self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
-            where = f"{shard.location}: {key!r}"
+            where = f"{shard.path}: {key!r}"
             raise BadSample(bad.reason, f"{where}: {bad.detail}") from None
         return Sample(key, image, captions, meta)
 
@@ -149,9 +138,12 @@ class Dataset:
 
     def image_sizes(self) -> Int32[np.ndarray, "num_samples 2"]:
         """Width and height of each picture, upright as far as its header tells."""
-        widths = self._gather(lambda rows: rows.records()["width"], np.int32)
-        heights = self._gather(lambda rows: rows.records()["height"], np.int32)
-        return np.stack([widths, heights], axis=1)
+
+        def sizes(rows: Rows) -> Int32[np.ndarray, "n 2"]:
+            records = rows.records()
+            return np.stack([records["width"], records["height"]], axis=1)
+
+        return self._gather(sizes, np.int32, 2)
 
     def image_formats(self) -> UInt8[np.ndarray, " num_samples"]:
         """Each picture's format, whatever its suffix says, as a place in `decode.FORMATS`."""
@@ -200,12 +192,15 @@ class Dataset:
         shard = bisect_right(self._starts, position) - 1
         return self.shards[shard], position - self._starts[shard]
 
-    def _positions(self) -> Int64[np.ndarray, " num_samples"]:
+    def positions(self) -> Int64[np.ndarray, " num_samples"]:
+        """Where the samples are among all of the shards."""
         return np.arange(self.num_samples) if self._selection is None else self._selection
 
-    def _gather(self, column: Callable[[Rows], Any], dtype: type[Value]) -> NDArray[Value]:
+    def _gather(
+        self, column: Callable[[Rows], Any], dtype: type[Value], *shape: int
+    ) -> NDArray[Value]:
         """A value of every sample, from the indexes alone."""
-        values = np.empty(self.num_samples, dtype)
+        values = np.empty((self.num_samples, *shape), dtype)
         filled = 0
         for shard, start, size in zip(self.shards, self._starts, self.shard_sizes, strict=False):
             if size:
@@ -246,7 +241,7 @@ class _Descriptor:
     """An open file that closes when nobody holds it: never under a thread that reads from it."""
 
     def __init__(self, shard: ShardIndex) -> None:
-        self.number = os.open(shard.location, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
         size = os.fstat(self.number).st_size
         if size != shard.size_bytes:
             raise BadSample("shard.size", f"has {size} bytes; indexed were {shard.size_bytes}")
@@ -271,7 +266,8 @@ def open_shards(
     """Opens local shards as one data set, and indexes those that have no index yet.
 
     Args:
-        pattern: One or several of what `vlm.data.shards.expand` takes.
+        pattern: One or several of what `vlm.data.patterns.expand` takes, or of joined indexes,
+            whose shards are looked at only when a sample is read.
         cache_dir: Where indexes go that cannot be written beside their tar; None for the user's.
         fields: Numbers of the samples' JSON that `Dataset.field` must give.
         require_captions: Whether a data set without a single caption is an error.
@@ -282,9 +278,11 @@ def open_shards(
         DataError: A shard is missing, compressed or without images; all of them are told.
         DiskError: An index can be written nowhere.
     """
-    shards: list[ShardIndex] = []
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    shards = [shard for one in patterns if is_joined(one) for shard in read_joined(Path(one))]
     problems: list[str] = []
-    for path in progress(expand(pattern), description="indexing"):
+    paths = expand([one for one in patterns if not is_joined(one)])
+    for path in progress(paths, description="indexing"):
         try:
             shards.append(open_index(path, cache_dir=cache_dir, fields=fields))
         except DataError as error:

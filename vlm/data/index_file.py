@@ -13,6 +13,7 @@ All numbers are little-endian:
 
 import json
 import mmap
+import os
 import struct
 import zlib
 from collections import Counter
@@ -29,6 +30,7 @@ from vlm.data.tar import Problem
 from vlm.errors import DataError
 
 FORMAT, VERSION = "vlm-shard-index", 2
+SUFFIX = ".idx"  # after the whole name of the tar
 ALIGNMENT = 64
 MAX_QUARANTINE = 100  # cases of one reason that an index keeps of its shard; all are counted
 FIELD = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4")])
@@ -73,12 +75,10 @@ class Details:
     """What an index tells beyond what reading needs.
 
     Attributes:
-        mtime_ns: Of the tar when it was indexed.
         fields: How often each suffix came, those that are never read too.
         quarantine: What was left out, at most `MAX_QUARANTINE` cases of a reason.
     """
 
-    mtime_ns: int
     fields: dict[str, int]
     quarantine: tuple[Problem, ...]
 
@@ -88,20 +88,22 @@ class ShardIndex:
     """What is known of one shard as a whole; `rows` holds its samples.
 
     Attributes:
-        location: The tar, which is opened only when a sample is read.
+        path: The tar, which is opened only when a sample is read.
         index_path: The index file.
         num_samples: Samples that can be read.
         size_bytes: Of the tar.
+        mtime_ns: Of the tar when it was indexed.
         sha256: Of the tar, in hex.
         crc32: Of the index file.
         columns: The numbers of the samples' JSON that it holds.
         rejects: What was left out, counted by reason.
     """
 
-    location: str
-    index_path: str
+    path: Path
+    index_path: Path
     num_samples: int
     size_bytes: int
+    mtime_ns: int
     sha256: str
     crc32: int
     columns: tuple[str, ...]
@@ -110,7 +112,11 @@ class ShardIndex:
     @property
     def name(self) -> str:
         """The tar's file name."""
-        return self.location.rpartition("/")[2]
+        return self.path.name
+
+    def is_of(self, stat: os.stat_result) -> bool:
+        """Whether the tar is still as it was when it was indexed, by its size and time."""
+        return (self.size_bytes, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
     def rows(self) -> "Rows":
         """Maps the index file into memory.
@@ -130,19 +136,19 @@ class ShardIndex:
             DataError: It is gone.
         """
         try:
-            with Path(self.index_path).open("rb") as file:
+            with self.index_path.open("rb") as file:
                 header = json.loads(file.readline())
         except (OSError, ValueError) as error:
             raise DataError(f"{self.index_path}: the index is gone: {error}") from error
         quarantine = tuple(Problem(*case) for case in header["quarantine"])
-        return Details(header["mtime_ns"], header["fields"], quarantine)
+        return Details(header["fields"], quarantine)
 
 
 class Rows:
     """The rows of an index file, memory-mapped: processes share it, and it holds one file open."""
 
     def __init__(self, shard: ShardIndex) -> None:
-        with Path(shard.index_path).open("rb") as file:
+        with shard.index_path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._shard = shard
         self._start = self._map.find(b"\n") + 1
@@ -215,8 +221,8 @@ def encode_index(
     return content + zlib.crc32(content).to_bytes(4, "little")
 
 
-def decode_index(content: bytes, *, location: str, index_path: str) -> ShardIndex:
-    """Returns what an index file's bytes say of the tar at `location`.
+def decode_index(content: bytes, *, path: Path, index_path: Path) -> ShardIndex:
+    """Returns what an index file's bytes say of the tar at `path`.
 
     Raises:
         ValueError: They are damaged, of another version, or no index at all.
@@ -229,10 +235,11 @@ def decode_index(content: bytes, *, location: str, index_path: str) -> ShardInde
     if header["version"] != VERSION:
         raise ValueError(f"{index_path}: has version {header['version']}, not {VERSION}")
     return ShardIndex(
-        location,
+        path,
         index_path,
         num_samples=header["num_samples"],
         size_bytes=header["size_bytes"],
+        mtime_ns=header["mtime_ns"],
         sha256=header["sha256"],
         crc32=int.from_bytes(content[-4:], "little"),
         columns=tuple(header["columns"]),

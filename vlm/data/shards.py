@@ -17,6 +17,7 @@ from vlm.data.decode import FORMATS, header_size, open_image
 from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES, TarSample, samples
 from vlm.data.index_file import (
     FORMAT,
+    SUFFIX,
     Field,
     Record,
     ShardIndex,
@@ -28,7 +29,6 @@ from vlm.data.samples import BadSample, parse_texts
 from vlm.errors import DataError, DiskError
 from vlm.runtime.files import write_atomic
 
-SUFFIX = ".idx"
 MAX_IMAGE_BYTES = 1 << 28
 MAX_TEXT_BYTES = 1 << 20
 
@@ -47,22 +47,36 @@ def open_index(
         DataError: The tar is compressed, cannot be read, or changed meanwhile.
         DiskError: The index can be written nowhere.
     """
+    stat = stat_tar(path)
+    places = index_places(path, stat, cache_dir)
+    known = [index for place in places if (index := load_index(path, place)) and index.is_of(stat)]
+    columns = set(fields).union(*(index.columns for index in known))
+    for index in known:
+        if columns == set(index.columns):
+            return index
+    return _write(path, places, build_index(path, sorted(columns)))
+
+
+def recorded_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex | None:
+    """What was indexed of a tar, if anything was, and however the tar may have changed since.
+
+    Raises:
+        DataError: There is no such tar.
+    """
+    places = index_places(path, stat_tar(path), cache_dir)
+    return next((index for place in places if (index := load_index(path, place))), None)
+
+
+def stat_tar(path: Path) -> os.stat_result:
+    """Size and time of a tar.
+
+    Raises:
+        DataError: There is none.
+    """
     try:
-        stat = path.stat()
+        return path.stat()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    places = index_places(path, stat, cache_dir)
-    wanted = set(fields)
-    for place in places:
-        index = load_index(path, place)
-        if index and (index.size_bytes, index.details().mtime_ns) == (
-            stat.st_size,
-            stat.st_mtime_ns,
-        ):
-            if wanted <= set(index.columns):
-                return index
-            wanted |= set(index.columns)
-    return _write(path, places, build_index(path, sorted(wanted)))
 
 
 def index_places(path: Path, stat: os.stat_result, cache_dir: Path | None) -> list[Path]:
@@ -82,7 +96,7 @@ def load_index(path: Path, index_path: Path) -> ShardIndex | None:
     """The index in a file, or None if it is missing, of another version, or damaged."""
     try:
         content = index_path.read_bytes()
-        return decode_index(content, location=str(path), index_path=str(index_path))
+        return decode_index(content, path=path, index_path=index_path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -96,7 +110,7 @@ def _write(path: Path, places: Sequence[Path], content: bytes) -> ShardIndex:
             except DiskError as error:
                 problems = error.problems
             else:
-                return decode_index(content, location=str(path), index_path=str(place))
+                return decode_index(content, path=path, index_path=place)
     raise DiskError(problems)
 
 

@@ -1,0 +1,33 @@
+"""`vlm data stats DATA`: what a data set consists of, as a table and as a picture."""
+
+import argparse
+from pathlib import Path
+
+HELP = "count sizes, formats, lengths of captions, scripts and exact duplicates"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this verb's arguments."""
+    parser.add_argument("data", metavar="DATA", help="shards, an image folder or a table")
+    parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
+    parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
+    parser.add_argument("--out", metavar="PNG", type=Path, help="also draw it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints a line a fact, and draws."""
+    from vlm.curate.source import open_data
+    from vlm.curate.stats import lines, measure
+
+    dataset = open_data(
+        args.data, image_column=args.image_column, caption_column=args.caption_column
+    )
+    stats = measure(dataset)
+    for name, says in lines(stats):
+        print(f"{name:<10}{says}")
+    if args.out is not None:
+        from vlm.curate.stats_plot import plot
+
+        plot(stats, args.out, title=args.data)
+        print(f"drawn in {args.out}")
+    return 0
