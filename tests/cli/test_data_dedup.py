@@ -24,14 +24,14 @@ def test_it_counts_repeats_and_draws_them_side_by_side(folder, capsys):
     assert main(["data", "dedup", folder, "--out", "sheet.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
-        "the same bytes: 1 of 4 samples repeat 1 others",
+        "the same bytes: 1 of 4 samples repeat one of 1",
         "  00000.tar/000000-a = 00000.tar/000002-c",
         "sheet.png: 1 of 1 groups",
     ]
     assert main(["data", "dedup", folder, "--perceptual", "--out", "sheet.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
-        "alike, at most 4 of 64 bits differ: 2 of 4 samples repeat 1 others",
+        "alike, at most 4 of 64 bits differ: 2 of 4 samples repeat one of 1",
         "  00000.tar/000000-a = 00000.tar/000002-c = 00000.tar/000003-d",
         "sheet.png: 1 of 1 groups",
     ]
@@ -43,7 +43,7 @@ def test_it_counts_repeats_and_draws_them_side_by_side(folder, capsys):
     ("words", "problem"),
     [
         (["--threshold", "3"], "--threshold does nothing without --perceptual"),
-        (["--perceptual", "--threshold", "40"], "--threshold (40) must be from 0 to 16"),
+        (["--perceptual", "--threshold", "40"], "--threshold (40) must be from 0 to 10"),
     ],
 )
 def test_a_wrong_threshold_is_refused(folder, capsys, words, problem):

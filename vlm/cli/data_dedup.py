@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         metavar="BITS",
         type=int,
-        help="with --perceptual: so many of 64 bits may differ, up to 16 (4)",
+        help="with --perceptual: so many of 64 bits may differ, up to 10 (4)",
     )
     parser.add_argument("--out", metavar="PNG", type=Path, help="draw the groups side by side")
     parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
@@ -58,14 +58,14 @@ def _threshold(args: argparse.Namespace) -> int:
         return 4
     if not args.perceptual:
         raise ConfigError("--threshold does nothing without --perceptual")
-    if not 0 <= args.threshold <= 16:
-        raise ConfigError(f"--threshold ({args.threshold}) must be from 0 to 16")
+    if not 0 <= args.threshold <= 10:
+        raise ConfigError(f"--threshold ({args.threshold}) must be from 0 to 10")
     return int(args.threshold)
 
 
 def _print_groups(what: str, dataset: "Dataset", found: list[list[int]]) -> None:
     repeats = sum(len(group) - 1 for group in found)
-    print(f"{what}: {repeats:,} of {len(dataset):,} samples repeat {len(found):,} others")
+    print(f"{what}: {repeats:,} of {len(dataset):,} samples repeat one of {len(found):,}")
     for group in found[:MAX_GROUPS]:
         names = [dataset.name(sample_id) for sample_id in group[:MAX_MEMBERS]]
         print("  " + " = ".join(names) + " = ..." * (len(group) > MAX_MEMBERS))

@@ -46,7 +46,7 @@ class FilterConfig:
     allow_ids: str | None = None  # a file, one id a line: KEY or SHARD.tar/KEY; only these
     deny_ids: str | None = None  # the same; none of these
     dedup: Literal["none", "exact", "perceptual"] = "none"  # of what is left: the first is kept
-    dedup_bits: Annotated[int, Field(ge=0, le=16)] = 4  # perceptual: of 64 bits, so many may differ
+    dedup_bits: Annotated[int, Field(ge=0, le=10)] = 4  # perceptual: of 64 bits, so many may differ
 
 
 @dataclass(frozen=True, config=STRICT)

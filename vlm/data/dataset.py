@@ -60,18 +60,6 @@ class Dataset:
         self._tar = lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
         self._rows = lru_cache(MAX_OPEN_SHARDS)(ShardIndex.rows)
 
-    @staticmethod
-    def join(datasets: Sequence["Dataset"]) -> "Dataset":
-        """The samples of several, one data set after the other."""
-        if len(datasets) == 1:
-            return datasets[0]
-        shards = [shard for dataset in datasets for shard in dataset.shards]
-        if all(dataset._selection is None for dataset in datasets):
-            return Dataset(shards)
-        starts = accumulate((dataset._starts[-1] for dataset in datasets), initial=0)
-        chosen = [d._positions() + start for d, start in zip(datasets, starts, strict=False)]
-        return Dataset(shards, np.concatenate(chosen))
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Dataset, (self.shards, self._selection)
 
@@ -211,7 +199,8 @@ class Dataset:
         shard = bisect_right(self._starts, position) - 1
         return self.shards[shard], position - self._starts[shard]
 
-    def _positions(self) -> Int64[np.ndarray, " num_samples"]:
+    def positions(self) -> Int64[np.ndarray, " num_samples"]:
+        """Where the samples are among all of the shards."""
         return np.arange(self.num_samples) if self._selection is None else self._selection
 
     def _gather(

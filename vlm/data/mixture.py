@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 import numpy as np
 from jaxtyping import Int
 
+from vlm.data.dataset import Dataset
 from vlm.data.order import Order, SampleOrder, check_divides, generator
 from vlm.errors import ConfigError
 from vlm.runtime.seeding import derive
@@ -29,7 +30,7 @@ class MixedOrder(Order):
     """The orders of several sources, woven.
 
     An epoch is as many positions as all sources have samples; a sample's own epoch is the pass over
-    its source. Sample ids count on from source to source, as in `Dataset.join`.
+    its source. Sample ids count on from source to source, as `join` joins them.
 
     Args:
         shard_sizes: Of each source, the samples in each of its shards.
@@ -164,3 +165,14 @@ def cycle_counts(names: Sequence[str], weights: Sequence[float]) -> list[int]:
     errors = np.abs(counts / counts.sum(axis=1, keepdims=True) / shares - 1).max(axis=1)
     best: list[int] = counts[np.argmin(errors.round(6))].astype(int).tolist()
     return best
+
+
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """The samples of several, one data set after the other."""
+    shards = [shard for dataset in datasets for shard in dataset.shards]
+    sizes = [sum(shard.num_samples for shard in dataset.shards) for dataset in datasets]
+    if [len(dataset) for dataset in datasets] == sizes:
+        return Dataset(shards)
+    starts = np.cumsum([0, *sizes[:-1]])
+    positions = [d.positions() + start for d, start in zip(datasets, starts, strict=True)]
+    return Dataset(shards, np.concatenate(positions))

@@ -9,7 +9,7 @@ from vlm.config.schema import Config, DataConfig, SourceConfig
 from vlm.curate.select import Ledger, choose
 from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
-from vlm.data.mixture import MixedOrder, cycle_counts
+from vlm.data.mixture import MixedOrder, cycle_counts, join
 from vlm.data.order import Order, SampleOrder
 from vlm.errors import ConfigError
 
@@ -80,7 +80,7 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
             for line in ledger.lines():
                 log(line)
     counts = _counts(sources, chosen)
-    dataset = Dataset.join(chosen)
+    dataset = join(chosen)
     order = _order([one.shard_sizes for one in chosen], counts, config)
     return TrainingData(dataset, order, tuple(counts), tuple(ledgers))
 
