@@ -207,6 +207,42 @@ def test_other_formats_are_not_reduced():
     assert decode_image(encoded(gradient(64, 64), "PNG"), min_size=8).size == (64, 64)
 
 
+# --- as an array --------------------------------------------------------------------------------
+
+ODD_JPEGS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "rgb": {"keep_rgb": True},
+    "restarts": {"restart_marker_rows": 1},
+    "turned": {"exif": exif_bytes(6)},
+}
+
+
+def assert_pixels_equal(data, shrink):
+    opened = decode.open_image(data)
+    expected = decode.load_rgb(decode.open_image(data), data, shrink=shrink)
+    assert np.array_equal(decode.load_pixels(opened, data, shrink=shrink), np.asarray(expected))
+
+
+@pytest.mark.parametrize("shrink", [0, 1, 2, 3, 5, 9])
+@pytest.mark.parametrize("options", ODD_JPEGS.values(), ids=ODD_JPEGS)
+def test_a_jpeg_as_an_array_is_pillows(options, shrink):
+    assert_pixels_equal(encoded(gradient(107, 85), "JPEG", quality=95, **options), shrink)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_a_jpeg_without_colour_or_of_four_inks_as_an_array_is_pillows(mode, shrink):
+    assert_pixels_equal(encoded(gradient(107, 85).convert(mode), "JPEG"), shrink)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP", "GIF", "MPO"])
+def test_other_formats_as_an_array_are_pillows(fmt):
+    assert_pixels_equal(encoded(gradient(), fmt), 1)
+
+
 # --- bad pictures: one of the documented reasons ------------------------------------------------
 
 JPEG = encoded(gradient(), "JPEG")
@@ -266,6 +302,16 @@ def test_bad_pictures_have_a_documented_reason(name):
     assert bad.value.detail
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_have_the_same_reason_as_pixels(name):
+    data, _ = BAD[name]
+    with pytest.raises(BadSample) as bad:
+        decode_image(data)
+    with pytest.raises(BadSample) as bad_as_pixels:
+        decode.load_pixels(decode.open_image(data), data)
+    assert bad_as_pixels.value.reason == bad.value.reason
+
+
 def test_reasons_are_those_of_the_modules_first_lines():
     assert decode.__doc__ is not None
     assert {word for word in decode.__doc__.split() if word.startswith("image.")} == REASONS
@@ -288,6 +334,7 @@ def test_mutated_pictures_decode_or_have_a_reason():
         try:
             assert decode_image(bytes(data), max_pixels=10**6).mode == "RGB"
             outcomes.add("decoded")
+            decode.load_pixels(decode.open_image(bytes(data), max_pixels=10**6), bytes(data))
         except BadSample as bad:
             outcomes.add(bad.reason)
     assert outcomes <= {"decoded", *REASONS}

@@ -164,7 +164,7 @@ def test_a_jpeg_is_decoded_at_the_scale_its_crop_needs(side):
     transform = TrainTransform(64, min_scale=0.3)
     data = encoded(picture(side, side), "JPEG", quality=90)
     for seed in range(5):
-        decoded, box = transform._load(data, draws(seed))
+        decoded, box = transform.load(data, draws(seed))
         shorter = min(box[2] - box[0], box[3] - box[1])
         full = random_crop(side, side, draws(seed), 0.3, 4 / 3)
         shrink = round(side / decoded.shape[1])

@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+from simplejpeg import decode_jpeg, decode_jpeg_header  # type: ignore[attr-defined]  # no __all__
 
 from vlm.data.samples import BadSample
 
@@ -101,6 +103,24 @@ def load_rgb(image: Image.Image, data: bytes, *, shrink: int = 1) -> Image.Image
         if shrink > 1:
             image.draft("RGB", (image.width // shrink, image.height // shrink))
         return to_rgb(image)
+
+
+def load_pixels(image: Image.Image, data: bytes, *, shrink: int = 1) -> UInt8[np.ndarray, "H W 3"]:
+    """As `load_rgb`, as an array; a plain JPEG in 3/4 of Pillow's time, straight into the array.
+
+    Raises:
+        BadSample: With one of the reasons above.
+    """
+    with _bad_samples(data), suppress(ValueError):  # what it cannot read, Pillow judges
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+        if plain and decode_jpeg_header(data)[:2] == (image.height, image.width):
+            scale = 1 << max(1, min(shrink, 8)).bit_length() - 1  # 3/8 and the like are slower
+            height, width = -(-image.height // scale), -(-image.width // scale)
+            pixels: UInt8[np.ndarray, "H W 3"] = decode_jpeg(
+                data, min_height=height, min_width=width
+            )
+            return pixels
+    return np.asarray(load_rgb(image, data, shrink=shrink))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

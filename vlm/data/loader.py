@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from vlm.data.dataset import Dataset
-from vlm.data.decode import load_rgb, open_image
+from vlm.data.decode import load_pixels, open_image
 from vlm.data.order import Order, check_divides, draws_of_visit
 from vlm.data.samples import BadSample
 from vlm.data.tally import Place, Tally
@@ -256,7 +257,7 @@ class _TrainingBuilder:
         if size_bytes > self.cache_room or not self.transform.can_reuse(*opened.size):
             return sample.image, sample.captions
         self.cache_room -= size_bytes
-        self.cache[sample_id] = np.asarray(load_rgb(opened, sample.image)), sample.captions
+        self.cache[sample_id] = load_pixels(opened, sample.image), sample.captions
         return self.cache[sample_id]
 
     def _encode(self, caption: str) -> tuple[Int[np.ndarray, " l"], int]:
@@ -303,6 +304,11 @@ def _shuffled(caption: str, draws: Iterator[float]) -> str:
 
 
 def _blank_images(size: int, image_size: int) -> UInt8[Tensor, "B 3 S S"]:
-    """Zeros in channels_last format: each picture is one copy, and convolutions prefer it."""
+    """Zeros in channels_last format: each picture is one copy, and convolutions prefer it.
+
+    A worker's are in shared memory from the start, which saves a copy of the batch.
+    """
     blank = torch.zeros(size, image_size, image_size, 3, dtype=torch.uint8)
+    if get_worker_info():
+        blank.share_memory_()  # type: ignore[no-untyped-call]
     return blank.permute(0, 3, 1, 2)

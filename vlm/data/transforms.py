@@ -14,10 +14,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vlm.data.decode import decode_image, load_rgb, open_image, to_rgb, upright_size
+from vlm.data.decode import decode_image, load_pixels, open_image, to_rgb, upright_size
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+WholeBox = tuple[int, int, int, int]
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's "L"
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -56,7 +57,7 @@ class TrainTransform:
         Raises:
             BadSample: The picture cannot be decoded.
         """
-        source, box = self._load(image, draws)
+        source, box = self.load(image, draws)
         if self.rotate_degrees:
             degrees = self.rotate_degrees * (2 * next(draws) - 1)
             pixels = _crop_turned(source, box, self.image_size, degrees)
@@ -74,18 +75,24 @@ class TrainTransform:
         """Whether a decoded picture can stand in for its bytes: no crop is decoded reduced."""
         return min(width, height) < 2 * self.image_size
 
-    def _load(self, image: bytes | Pixels, draws: Iterator[float]) -> tuple[Pixels, Box]:
-        """The picture, perhaps reduced, and the crop in its coordinates."""
+    def load(self, image: bytes | Pixels, draws: Iterator[float]) -> tuple[Pixels, WholeBox]:
+        """The picture, perhaps reduced, and the crop in its coordinates.
+
+        Raises:
+            BadSample: The picture cannot be decoded.
+        """
         if isinstance(image, np.ndarray):
             height, width = image.shape[:2]
-            return image, random_crop(width, height, draws, self.min_scale, self.max_aspect)
+            box = random_crop(width, height, draws, self.min_scale, self.max_aspect)
+            return image, _whole_pixels(box, width, height)
         opened = open_image(image)
         width, height = upright_size(opened, image)
         box = random_crop(width, height, draws, self.min_scale, self.max_aspect)
         shrink = int(min(box[2] - box[0], box[3] - box[1])) // self.image_size
-        pixels = np.asarray(load_rgb(opened, image, shrink=shrink))
+        pixels = load_pixels(opened, image, shrink=shrink)
         x, y = pixels.shape[1] / width, pixels.shape[0] / height
-        return pixels, (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+        box = box[0] * x, box[1] * y, box[2] * x, box[3] * y
+        return pixels, _whole_pixels(box, pixels.shape[1], pixels.shape[0])
 
 
 def random_crop(
@@ -107,26 +114,28 @@ def random_crop(
     return left, top, left + crop_width, top + crop_height
 
 
-def whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def _whole_pixels(box: Box, width: int, height: int) -> WholeBox:
     """The box rounded to whole pixels of the picture, of one at least."""
     left, top = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     right, bottom = min(round(box[2]), width), min(round(box[3]), height)
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _crop(pixels: Pixels, box: Box, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The crop resized, its box rounded to whole pixels.
+def _crop(pixels: Pixels, box: WholeBox, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The crop resized: by mixing two pixels a side where it is reduced to no less than a half.
 
-    Reduced to no less than a half, by mixing two pixels a side: on photographs within 2 grey levels
-    of Pillow's bicubic on average, in a tenth of its time.
+    On photographs that is within 2 grey levels of Pillow's bicubic on average, in a tenth of the
+    time (benchmarks/loader.py).
     """
-    left, top, right, bottom = whole_pixels(box, pixels.shape[1], pixels.shape[0])
+    left, top, right, bottom = box
     factor = max(right - left, bottom - top) / size
     how = cv2.INTER_CUBIC if factor < 1 else cv2.INTER_LINEAR if factor <= 2 else cv2.INTER_AREA
     return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=how)
 
 
-def _crop_turned(pixels: Pixels, box: Box, size: int, degrees: float) -> UInt8[np.ndarray, "S S 3"]:
+def _crop_turned(
+    pixels: Pixels, box: WholeBox, size: int, degrees: float
+) -> UInt8[np.ndarray, "S S 3"]:
     """The crop turned about its middle and resized in one interpolation; reduced first if large."""
     left, top, right, bottom = box
     factor = max(1, int(min(right - left, bottom - top)) // size)
