@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vlm.curate.stats import Stats
@@ -22,8 +23,8 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
     Raises:
         DiskError: It cannot be written.
     """
-    figure = Figure(figsize=(10, 6.6), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # type: ignore[union-attr]  # inches
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)  # inches
+    figure = Figure(figsize=(10, 6.6), dpi=150, layout=layout)
     samples = len(stats.caption_lengths)
     figure.suptitle(
         f"{title}: {samples:,} samples, {stats.num_captions:,} captions",
@@ -71,8 +72,8 @@ def _sizes(axes: Axes, stats: Stats) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)  # type: ignore[union-attr]
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=FAINT)
     bar.set_label("pictures", color=FAINT, fontsize=9)
 
@@ -87,7 +88,7 @@ def _lengths(axes: Axes, stats: Stats) -> None:
     end = max(np.quantile(lengths, 0.995), lengths.min() + 1)  # a few giants would flatten the rest
     step = max(1, round((end - lengths.min()) / 40))
     edges = np.arange(lengths.min(), end + step, step) - 0.5
-    axes.hist(np.clip(lengths, None, edges[-1]), bins=edges, color=FILL, zorder=2)
+    axes.hist(np.clip(lengths, None, edges[-1]), bins=edges.tolist(), color=FILL, zorder=2)
     median = float(np.median(lengths))
     axes.axvline(median, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     axes.annotate(
