@@ -65,9 +65,8 @@ def test_no_false_alarm_in_clean_runs(record):
     record("E2", f"20 clean seeds of {len(losses[0])} steps", 20, "no warning")
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in range(1, 5))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
 def test_a_hundredfold_learning_rate_is_told_within_two_steps(start, record, seed):
     words = ("train.steps=1000", f"train.seed={seed}", "run.save_every_steps=0")
     ranks = start(*words, faults=[("hundredfold lr", 150, 0), ("terminate", 152, 0)], world_size=1)
