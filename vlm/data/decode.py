@@ -18,7 +18,7 @@ from io import BytesIO
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
-from simplejpeg import decode_jpeg, decode_jpeg_header  # type: ignore[attr-defined]  # no __all__
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from vlm.data.samples import BadSample
 
