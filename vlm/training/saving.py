@@ -4,7 +4,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Saver:
         if not run.async_save:
             self._collect()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(
