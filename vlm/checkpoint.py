@@ -37,6 +37,7 @@ from vlm.runtime.files import (
 
 VERSION = 2  # of the manifest
 _NAME = re.compile(r"step-\d{8,}")
+_FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -237,6 +238,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"version {manifest['version']}, this vlm reads {VERSION}")
     if _manifest_bytes(manifest) != data:
         raise ValueError("it has other bytes than were written")
+    if not all(_FILE.fullmatch(name) for name in manifest["files"]):
+        raise ValueError("it names files that no checkpoint has")
     return manifest
 
 
