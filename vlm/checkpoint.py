@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
-import vlm
 from vlm.errors import CheckpointError, DiskError
 from vlm.runtime.files import (
     check_room,
@@ -204,7 +204,7 @@ def _write(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) ->
         "version": VERSION,
         "step": step,
         "fingerprint": state.get("fingerprint"),
-        "vlm": vlm.__version__,
+        "vlm": version("vlm"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "files": files,
