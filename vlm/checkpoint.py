@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
-import vlm
 from vlm.errors import CheckpointError, DiskError
 from vlm.runtime.files import (
     check_room,
@@ -34,6 +33,7 @@ from vlm.runtime.files import (
     write_synced,
     written_whole,
 )
+from vlm.runtime.version import installed_version
 
 VERSION = 2  # of the manifest
 _NAME = re.compile(r"step-\d{8,}")
@@ -204,7 +204,7 @@ def _write(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) ->
         "version": VERSION,
         "step": step,
         "fingerprint": state.get("fingerprint"),
-        "vlm": vlm.__version__,
+        "vlm": installed_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "files": files,
