@@ -14,6 +14,7 @@ from vlm.curate.listing import Listing, Picture
 from vlm.curate.pack import pack
 from vlm.curate.store import Store
 from vlm.data.dataset import open_shards
+from vlm.data.shards import index_places
 
 MakePicture = Callable[..., bytes]
 
@@ -68,6 +69,18 @@ def test_the_index_is_believed_before_the_tar(shard: Path, later: int) -> None:
     stat = shard.stat()
     os.utime(shard, ns=(stat.st_mtime_ns + later, stat.st_mtime_ns + later))
     assert list(check([str(shard)]).counts) == ["shard.crc"]
+
+
+def test_a_true_index_in_the_cache_is_believed_before_an_old_one_beside(shard: Path) -> None:
+    beside = shard.with_name(f"{shard.name}.idx")
+    old = beside.read_bytes()
+    shard.write_bytes(shard.read_bytes().replace(b"caption 1", b"caption 9"))
+    open_shards(str(shard))
+    _, cached = index_places(shard, shard.stat(), None)
+    cached.parent.mkdir(parents=True)
+    beside.rename(cached)
+    beside.write_bytes(old)
+    assert check([str(shard)]).counts == {}
 
 
 def test_a_bit_between_the_samples_is_told(shard: Path) -> None:

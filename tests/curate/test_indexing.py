@@ -110,6 +110,20 @@ def test_opening_a_joined_index_looks_at_no_shard(tars: list[Path], tmp_path: Pa
     assert open_shards(str(tmp_path / "out" / NAME)).fingerprint == known
 
 
+def test_a_joined_index_tells_what_was_left_out_in_one_line(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "in/0.tar", 3)
+    path.write_bytes(path.read_bytes().replace(GIF, b"NO PICTURE".ljust(len(GIF)), 2))
+    index_shards([path], Wanted(out=Store(str(tmp_path / "out"))))
+    for index in (tmp_path / "out").glob("*.idx"):
+        index.unlink()
+    lines: list[str] = []
+    dataset = open_shards(str(tmp_path / "out" / NAME), log=lines.append)
+    assert (len(dataset), dataset.rejects) == (1, {"image.format": 2})
+    assert lines == [
+        f"{tmp_path / 'out' / NAME}: 1 samples; left out: 2 image.format; vlm data check lists them"
+    ]
+
+
 def test_shards_and_their_joined_index_move_together(tars: list[Path], tmp_path: Path) -> None:
     index_shards(tars, Wanted(out=Store(str(tmp_path / "in"))))
     (tmp_path / "in").rename(tmp_path / "elsewhere")
@@ -179,6 +193,25 @@ def test_a_url_of_no_known_kind_is_an_error_of_one_line(tars: list[Path]) -> Non
         index_shards(tars, Wanted(out=Store("nowhere://x")))
 
 
+def test_ranks_of_the_verb_finish_without_waiting(
+    tars: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        words = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--field", "score"]
+        assert main(["data", "index", *words]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == "rank 0 of 2: done; others are still at work\n"
+    assert "5 shards" in said[1]
+    assert open_shards(str(tmp_path / "out" / NAME)).field("score").sum() == 20
+
+
+@pytest.mark.long
 def test_the_verb_under_torchruns_environment(tars: list[Path], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "vlm", "data", "index", str(tmp_path / "in"), "--out", "out"]
     ranks = [

@@ -3,10 +3,12 @@
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vlm.curate.stats import Stats
@@ -22,8 +24,8 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
     Raises:
         DiskError: It cannot be written.
     """
-    figure = Figure(figsize=(10, 6.6), dpi=150, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)  # type: ignore[union-attr]  # inches
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)  # inches
+    figure = Figure(figsize=(10, 6.6), dpi=150, layout=layout)
     samples = len(stats.caption_lengths)
     figure.suptitle(
         f"{title}: {samples:,} samples, {stats.num_captions:,} captions",
@@ -34,32 +36,63 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
         fontweight="bold",
         parse_math=False,
     )
-    sizes, formats, lengths, scripts = figure.subplots(2, 2).flat
-    _sizes(sizes, stats)
-    _bars(formats, _formats(stats), "Pictures", samples)
-    _lengths(lengths, stats)
-    _bars(scripts, _scripts(stats), "Captions", stats.num_captions)
+    columns = figure.add_gridspec(1, 2, width_ratios=(1.2, 1))
+    sizes = Counter(map(tuple, stats.image_sizes.tolist()))
+    maps = [_lengths] if len(sizes) <= MAX_BARS else [_sizes, _lengths]
+    for draw, cell in zip(maps, columns[0].subgridspec(len(maps), 1), strict=True):
+        draw(figure.add_subplot(cell), stats)
+    bars = _counted(stats, sizes)
+    rows = [len(bar.counts) + 1.2 for bar in bars]
+    rest = max(0.0, 14 - sum(rows))  # few bars stay slender
+    cells = columns[1].subgridspec(len(rows) + 1, 1, height_ratios=[*rows, rest + 0.01])
+    for row, bar in enumerate(bars):
+        _bars(figure.add_subplot(cells[row]), bar)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_atomic(path, buffer.getvalue())
 
 
-def _formats(stats: Stats) -> dict[str, int]:
-    return stats.formats | {"repeated": stats.num_repeated_images}
+class _Bars(NamedTuple):
+    """Counts by name, the largest first, of which `repeated` stands apart; and what is all."""
+
+    title: str
+    counts: dict[str, int]
+    total: int
 
 
-def _scripts(stats: Stats) -> dict[str, int]:
-    named = {name.capitalize() if name != "CJK" else name: n for name, n in stats.scripts.items()}
-    return named | {"repeated": stats.num_repeated_captions}
+def _counted(stats: Stats, sizes: Counter[tuple[int, ...]]) -> list[_Bars]:
+    """What is told in bars: sizes too, if they are few."""
+    scripts = {
+        "CJK" if name == "CJK" else name.capitalize(): n for name, n in stats.scripts.items()
+    }
+    samples = len(stats.image_sizes)
+    bars = [
+        _Bars(
+            "Formats of pictures", stats.formats | {"repeated": stats.num_repeated_images}, samples
+        ),
+        _Bars(
+            "Scripts of captions",
+            scripts | {"repeated": stats.num_repeated_captions},
+            stats.num_captions,
+        ),
+    ]
+    if len(sizes) <= MAX_BARS:
+        named = {f"{width} x {height}": n for (width, height), n in sizes.most_common()}
+        bars.insert(0, _Bars("Picture sizes", named, samples))
+    return [bar._replace(counts=_fewer(bar.counts)) for bar in bars]
+
+
+def _fewer(counts: dict[str, int]) -> dict[str, int]:
+    """At most `MAX_BARS` of them, the least ones together."""
+    ranked = list(counts.items())
+    if len(ranked) <= MAX_BARS:
+        return counts
+    others = sum(count for _, count in ranked[MAX_BARS - 2 : -1])
+    return dict([*ranked[: MAX_BARS - 2], ("others", others), ranked[-1]])
 
 
 def _sizes(axes: Axes, stats: Stats) -> None:
-    """The commonest sizes as bars, if they are few; else width against height, on log scales."""
-    sizes = Counter(map(tuple, stats.image_sizes.tolist()))
-    if len(sizes) <= MAX_BARS:
-        named = {f"{width} x {height}": n for (width, height), n in sizes.most_common()}
-        _bars(axes, named, "Picture sizes", len(stats.image_sizes))
-        return
+    """Width against height, on log scales."""
     _style(axes, "Picture sizes", grid="both")
     widths, heights = stats.image_sizes.T
     edges = np.geomspace(stats.image_sizes.min() * 0.95, stats.image_sizes.max() * 1.05, 49)
@@ -71,8 +104,8 @@ def _sizes(axes: Axes, stats: Stats) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
         axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)  # type: ignore[union-attr]
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=FAINT)
     bar.set_label("pictures", color=FAINT, fontsize=9)
 
@@ -87,7 +120,7 @@ def _lengths(axes: Axes, stats: Stats) -> None:
     end = max(np.quantile(lengths, 0.995), lengths.min() + 1)  # a few giants would flatten the rest
     step = max(1, round((end - lengths.min()) / 40))
     edges = np.arange(lengths.min(), end + step, step) - 0.5
-    axes.hist(np.clip(lengths, None, edges[-1]), bins=edges, color=FILL, zorder=2)
+    axes.hist(np.clip(lengths, None, edges[-1]), bins=edges.tolist(), color=FILL, zorder=2)
     median = float(np.median(lengths))
     axes.axvline(median, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     axes.annotate(
@@ -101,27 +134,24 @@ def _lengths(axes: Axes, stats: Stats) -> None:
     )
     beyond = f"; the last bar holds all above {edges[-2]:,.0f}" if lengths.max() > edges[-1] else ""
     axes.set(xlabel=f"characters{beyond}", ylabel="samples")
+    axes.margins(y=0.12)  # room for the median's number
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _bars(axes: Axes, counts: dict[str, int], title: str, total: int) -> None:
-    """Counts as bars from the left, each with its number and share; the least ones together."""
-    _style(axes, title, grid="")
-    ranked = list(counts.items())
-    if len(ranked) > MAX_BARS:
-        rest = sum(count for _, count in ranked[MAX_BARS - 2 : -1])
-        ranked = [*ranked[: MAX_BARS - 2], ("others", rest), ranked[-1]]
-    names, values = [name for name, _ in ranked], [count for _, count in ranked]
-    places = range(len(ranked))
+def _bars(axes: Axes, bars: _Bars) -> None:
+    """Bars from the left, each with its number and share."""
+    _style(axes, bars.title, grid="")
+    places, names = range(len(bars.counts)), list(bars.counts)
     colours = [FAINT if name in ("repeated", "others") else FILL for name in names]
-    axes.barh(places, values, color=colours, height=0.62, zorder=2)
-    for place, count in zip(places, values, strict=True):
-        share = f"  {count:,}" + (f"  ({count / total:.1%})" if total else "")
+    axes.barh(places, list(bars.counts.values()), color=colours, height=0.6, zorder=2)
+    for place, count in enumerate(bars.counts.values()):
+        share = f"  {count:,}" + (f"  ({count / bars.total:.1%})" if bars.total else "")
         axes.text(count, place, share, va="center", color=INK, fontsize=9)
     axes.set_yticks(places, names, color=INK, fontsize=9)
-    axes.set_ylim(max(len(ranked), 4) - 0.5, -0.5)
-    axes.set_xlim(0, max([*values, 1]) * 1.32)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, max([*bars.counts.values(), 1]) * 1.4)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
 

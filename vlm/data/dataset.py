@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
-from vlm.data.findings import left_out, useless, without_captions
+from vlm.data.findings import left_out, left_out_of_all, useless, without_captions
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import Field, Record, Rows, ShardIndex
 from vlm.data.joined import is_joined, read_joined
@@ -286,7 +286,8 @@ def open_shards(
         DiskError: An index can be written nowhere.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    shards = [shard for one in patterns if is_joined(one) for shard in read_joined(Path(one))]
+    joined = {one: read_joined(Path(one)) for one in patterns if is_joined(one)}
+    shards: list[ShardIndex] = []
     problems: list[str] = []
     paths = expand([one for one in patterns if not is_joined(one)])
     for path in progress(paths, description="indexing"):
@@ -297,9 +298,10 @@ def open_shards(
     problems += [problem for shard in shards if (problem := useless(shard))]
     if problems:
         raise DataError(problems)
-    for line in left_out(shards):
+    told = (left_out_of_all(name, found) for name, found in joined.items())
+    for line in chain(left_out(shards), *told):
         log(line)
-    dataset = Dataset(sorted(shards, key=_identity))
+    dataset = Dataset(sorted([*shards, *chain(*joined.values())], key=_identity))
     if require_captions and next(dataset.captions(), None) is None:
-        raise DataError(without_captions(shards))
+        raise DataError(without_captions(dataset.shards))
     return dataset

@@ -1,5 +1,6 @@
 """What there is to tell of shards that were opened: what was left out, and what is of no use."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from vlm.config.find import printable
@@ -33,6 +34,17 @@ def left_out(shards: Sequence[ShardIndex], limit: int = 10) -> Iterator[str]:
         )
     if len(damaged) > limit:
         yield f"and {len(damaged) - limit} more shards from which something was left out"
+
+
+def left_out_of_all(name: str, shards: Sequence[ShardIndex]) -> Iterator[str]:
+    """Yields one line for a joined index from which something was left out; opens no shard's."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.rejects)
+    if counts:
+        found = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        samples = sum(shard.num_samples for shard in shards)
+        yield f"{name}: {samples} samples; left out: {found}; vlm data check lists them"
 
 
 def without_captions(shards: Sequence[ShardIndex]) -> str:

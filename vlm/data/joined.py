@@ -101,11 +101,15 @@ def _shards(content: dict[str, Any], folder: Path) -> list[ShardIndex]:
         ShardIndex(
             folder / path,
             folder / (os.path.basename(path) + SUFFIX),
-            *known,
+            num_samples=num_samples,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+            sha256=sha256,
+            crc32=crc32,
             columns=columns,
             rejects=rejects.get(str(row), none),
         )
-        for row, (path, *known) in enumerate(rows)
+        for row, (path, num_samples, size_bytes, mtime_ns, sha256, crc32) in enumerate(rows)
     ]
 
 

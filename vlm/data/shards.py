@@ -58,13 +58,15 @@ def open_index(
 
 
 def recorded_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex | None:
-    """What was indexed of a tar, if anything was, and however the tar may have changed since.
+    """What was indexed of a tar: as it is now, else as it was before it changed.
 
     Raises:
         DataError: There is no such tar.
     """
-    places = index_places(path, stat_tar(path), cache_dir)
-    return next((index for place in places if (index := load_index(path, place))), None)
+    stat = stat_tar(path)
+    places = index_places(path, stat, cache_dir)
+    found = [index for place in places if (index := load_index(path, place))]
+    return max(found, key=lambda index: index.is_of(stat), default=None)
 
 
 def stat_tar(path: Path) -> os.stat_result:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from vlm.errors import RankFailureError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def spread(function: Callable[[T], R], items: Sequence[T], *, num_workers: int) -> Iterator[R]:
