@@ -8,6 +8,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -17,8 +18,16 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
 from vlm.data.patterns import expand
+from vlm.data.remote import ShardCache
 from vlm.data.samples import BadSample, Sample, parse_texts
-from vlm.data.shards import Field, Record, ShardIndex, open_index
+from vlm.data.shards import (
+    Field,
+    Record,
+    ShardIndex,
+    default_cache_dir,
+    open_index,
+    open_remote_index,
+)
 from vlm.data.tar import IMAGE_SUFFIXES
 from vlm.errors import ConfigError, DataError
 from vlm.runtime.files import progress
@@ -26,6 +35,8 @@ from vlm.runtime.files import progress
 MAX_OPEN_SHARDS = 64
 MAX_IMAGE_BYTES = 1 << 28
 MAX_TEXT_BYTES = 1 << 20
+NUM_CONNECTIONS = 16  # when indexes are fetched
+SHARD_CACHE_BYTES = 100 * 2**30
 NUM_READS = 3  # a network file system may hand out a bad page once
 
 
@@ -53,7 +64,7 @@ class Dataset:
         self._starts = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
         self._selection = selection
         self.num_samples = self._starts[-1] if selection is None else len(selection)
-        self._tar = lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
+        self._local_tar = lru_cache(MAX_OPEN_SHARDS)(_open_tar)
         self._rows = lru_cache(MAX_OPEN_SHARDS)(ShardIndex.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -108,7 +119,7 @@ class Dataset:
             image = self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
-            where = f"{shard.path}: {key!r}"
+            where = f"{shard.where}: {key!r}"
             raise BadSample(bad.reason, f"{where}: {bad.detail}") from None
         return Sample(key, image, captions, meta)
 
@@ -185,25 +196,36 @@ class Dataset:
 
     def _bytes(self, shard: ShardIndex, field: Field) -> bytes:
         try:
-            file = self._tar(shard.path)
-            for _ in range(NUM_READS):
+            for attempt in range(NUM_READS):
+                file = self._tar(shard)
                 data = os.pread(file.number, field.size, field.offset)
                 if len(data) == field.size and zlib.crc32(data) == field.crc32:
                     return data
+                if shard.remote and attempt == 0:
+                    shard.remote.recheck()
         except OSError as error:
             raise BadSample("shard.unreadable", str(error.strerror)) from error
         raise BadSample("shard.crc", f"{field.size} bytes at {field.offset} are not as indexed")
+
+    def _tar(self, shard: ShardIndex) -> "_Descriptor":
+        """The shard's tar, open; a remote one's only while it is read, or its copy could not go."""
+        if shard.remote:
+            return _Descriptor(shard.remote.open())
+        return self._local_tar(shard.path)
 
 
 class _Descriptor:
     """An open file that closes when nobody holds it: never under a thread that reads from it."""
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        os.close(self.number)
+
+
+def _open_tar(path: Path) -> _Descriptor:
+    return _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _identity(shard: ShardIndex) -> tuple[str, int, int, str]:
@@ -214,29 +236,43 @@ def open_shards(
     pattern: str | Sequence[str],
     cache_dir: Path | None = None,
     *,
+    shard_cache_bytes: int = SHARD_CACHE_BYTES,
     require_captions: bool = False,
     log: Callable[[str], object] = print,
 ) -> Dataset:
-    """Opens local shards as one data set, and indexes those that have no index yet.
+    """Opens shards as one data set, and indexes those local ones that have no index yet.
 
     Args:
-        pattern: One or several of what `vlm.data.shards.expand` takes.
-        cache_dir: Where indexes go that cannot be written beside their tar; None for the user's.
+        pattern: One or several of what `vlm.data.patterns.expand` takes.
+        cache_dir: Where indexes go that cannot be written beside their tar, and what is remote;
+            None for the user's.
+        shard_cache_bytes: How much of remote shards is kept there.
         require_captions: Whether a data set without a single caption is an error.
         log: Gets one line for each shard from which something had to be left out.
 
     Raises:
-        ConfigError: A URL or a command.
+        ConfigError: A command, or a remote shard that has no index.
         DataError: A shard is missing, compressed or without images; all of them are told.
         DiskError: An index can be written nowhere.
     """
     shards: list[ShardIndex] = []
     problems: list[str] = []
-    for path in progress(expand(pattern), description="indexing"):
+    cache = ShardCache((cache_dir or default_cache_dir()) / "remote", shard_cache_bytes)
+
+    def opened(name: Path | str) -> ShardIndex | DataError:
         try:
-            shards.append(open_index(path, cache_dir=cache_dir))
+            if isinstance(name, str):
+                return open_remote_index(name, cache)
+            return open_index(name, cache_dir=cache_dir)
         except DataError as error:
-            problems += error.problems
+            return error
+
+    names = expand(pattern)
+    for found in progress(_mapped(opened, names), description="indexing", total=len(names)):
+        if isinstance(found, DataError):
+            problems += found.problems
+        else:
+            shards.append(found)
     problems += [problem for shard in shards if (problem := _useless(shard))]
     if problems:
         raise DataError(problems)
@@ -246,6 +282,20 @@ def open_shards(
     if require_captions and next(dataset.captions(), None) is None:
         raise DataError(_without_captions(dataset))
     return dataset
+
+
+def _mapped(
+    opened: Callable[[Path | str], ShardIndex | DataError], names: Sequence[Path | str]
+) -> Iterator[ShardIndex | DataError]:
+    """In turn where all is local: the disk and sha256 are the limit there, not the waiting."""
+    if not any(isinstance(name, str) for name in names):
+        yield from map(opened, names)
+        return
+    with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+        try:
+            yield from pool.map(opened, names)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _useless(shard: ShardIndex) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm.data.dataset import Dataset
 from vlm.data.decode import load_rgb, open_image
 from vlm.data.order import SampleOrder, check_divides, derived_rng
+from vlm.data.prefetch import look_ahead
 from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, TrainTransform
 from vlm.data.workers import build_in_order
@@ -91,6 +92,7 @@ def training_batches(
     first_micro_batch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    ranks_per_node: int = 1,
     num_workers: int = 0,
     cache_bytes: int = 0,
     pin_memory: bool = False,
@@ -111,6 +113,7 @@ def training_batches(
         first_micro_batch: Where to begin, for a resumed run: consumed steps x A.
         rank: Of this process.
         world_size: Processes that share a global batch.
+        ranks_per_node: Neighbours that share a node and its cache of remote shards.
         num_workers: Processes that build micro-batches; 0 builds them here.
         cache_bytes: Memory for decoded small pictures, over all workers of this rank; 0: none. A
             picture in it is not read and decoded again, which is 2/3 of a 64 px WebP's cost.
@@ -137,7 +140,16 @@ def training_batches(
         slices_per_step=per_step,
         cache_bytes=worker_cache_bytes,
     )
-    return build_in_order(
+    if world_size % ranks_per_node:
+        ranks_per_node = 1  # nodes of unequal size: each rank looks ahead for itself
+    prefetcher = look_ahead(
+        dataset.shards,
+        order,
+        first_step=first_micro_batch // per_step,
+        rank=rank // ranks_per_node,
+        world_size=world_size // ranks_per_node,
+    )
+    batches = build_in_order(
         make_builder,
         range(first_micro_batch, sys.maxsize),
         num_workers=num_workers,
@@ -145,6 +157,7 @@ def training_batches(
         cache_bytes=worker_cache_bytes,
         pin_memory=pin_memory,
     )
+    return prefetcher.hand_on(batches, first_batch=first_micro_batch, batches_per_step=per_step)
 
 
 def evaluation_batches(

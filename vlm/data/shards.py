@@ -19,7 +19,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from vlm.data import tar
+from vlm.data.remote import RemoteShard, ShardCache
 from vlm.errors import DataError, DiskError
 from vlm.runtime.files import write_atomic
 
@@ -84,6 +85,7 @@ class ShardIndex:
         fields: How often each suffix came, those that are never read too.
         rejects: What was left out, by reason.
         crc32: Of the index file.
+        remote: Where the tar is, if it is not here; `path` is where its copy will be.
     """
 
     path: Path
@@ -95,11 +97,17 @@ class ShardIndex:
     fields: dict[str, int]
     rejects: dict[str, Rejects]
     crc32: int
+    remote: RemoteShard | None = None
 
     @property
     def name(self) -> str:
         """The tar's file name."""
-        return self.path.name
+        return self.remote.name if self.remote else self.path.name
+
+    @property
+    def where(self) -> str:
+        """The tar's URL or path, for messages."""
+        return str(self.remote or self.path)
 
     def rows(self) -> "Rows":
         """Maps the index file into memory.
@@ -178,6 +186,19 @@ def open_index(path: Path, *, cache_dir: Path | None = None) -> ShardIndex:
             else:
                 return _parse(path, candidate, content)
     raise DiskError(problems)
+
+
+def open_remote_index(url: str, cache: ShardCache) -> ShardIndex:
+    """Returns the index that lies beside a remote tar, fetched once.
+
+    Raises:
+        ConfigError: There is none.
+        DataError: There is no such tar, or the index is damaged.
+    """
+    path = cache.file(url, ".tar")
+    index = cache.index(url, lambda file: _load(path, file))
+    remote = RemoteShard(url, index.size_bytes, index.sha256, cache)
+    return replace(index, index_path=cache.file(url, ".idx"), remote=remote)
 
 
 def default_cache_dir() -> Path:

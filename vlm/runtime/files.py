@@ -1,10 +1,12 @@
-"""Files that are whole or absent: written aside, synced, renamed; and a bar while many are."""
+"""Files that are whole or absent: written aside, synced, renamed; locks; a bar while many are."""
 
+import fcntl
 import hashlib
 import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,6 +55,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock file against other processes and threads; yields whether it could be had.
+
+    The lock ends with its holder, however that dies; the file stays.
+
+    Raises:
+        DiskError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise DiskError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def progress(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -59,6 +60,7 @@ class Parts:
             first_micro_batch=first_step,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            ranks_per_node=ranks.local_world_size,
             num_workers=config.data.num_workers,
             cache_bytes=int(config.data.cache_gib * 2**30),
             pin_memory=self.step.device.type == "cuda",
@@ -80,6 +82,8 @@ def open_training_data(config: Config) -> Dataset:
         config.data.train,
         image_column=config.data.image_column,
         caption_column=config.data.caption_column,
+        cache_dir=Path(config.data.cache_dir) if config.data.cache_dir else None,
+        shard_cache_bytes=int(config.data.shard_cache_gib * 2**30),
         require_captions=True,
         log=print if distributed.rank() == 0 else lambda _: None,
     )
