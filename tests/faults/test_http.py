@@ -1,4 +1,4 @@
-"""A server that misbehaves in nine ways: what is read is right to the byte, or one line says why."""
+"""A server that misbehaves in nine ways: the right bytes are read, or one line says why not."""
 
 import shutil
 import socket
@@ -41,9 +41,9 @@ def assert_reads_as_the_local_one(url: str, cache: ShardCache, folder: Path) -> 
     local = open_shards(str(folder / "*.tar"))
     remote = Dataset([open_remote_index(url, cache)])
     assert remote.fingerprint == local.fingerprint
-    assert [remote.read(i) for i in range(len(remote))] == [
-        local.read(i) for i in range(len(local))
-    ]
+    ids = range(0, len(local), 40)
+    assert [remote.read(i) for i in ids] == [local.read(i) for i in ids]
+    assert cache.file(url, ".tar").read_bytes() == EMOJI.read_bytes()
 
 
 def refused(url: str, cache: ShardCache) -> str:

@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from http.client import HTTPException, HTTPResponse
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -87,6 +88,7 @@ def _refusal(url: str, error: HTTPError) -> Exception:
     return DataError(f"{shown(url)}: {answer}")
 
 
+@cache
 def _opener() -> OpenerDirector:
     """Opens http and https, redirects and proxies; unlike urllib's own, no ftp, no files."""
     opener = OpenerDirector()
