@@ -18,7 +18,7 @@ import pytest
 from vlm.data.dataset import Dataset, open_shards
 from vlm.data.fetch import Patience
 from vlm.data.loader import training_batches
-from vlm.data.order import SampleOrder
+from vlm.data.order import SampleOrder, shards_of_steps
 from vlm.data.patterns import expand
 from vlm.data.prefetch import Prefetcher, look_ahead
 from vlm.data.remote import RemoteShard, ShardCache, index_url
@@ -384,16 +384,8 @@ def test_the_shards_to_come_are_those_of_the_batches(
     for first in (0, 5, 11):  # the last crosses into the next epoch
         steps = range(first, first + 4)
         expected = first_uses(order, steps, rank, world_size)
-        assert order.shards(steps, rank=rank, world_size=world_size) == expected
-
-
-@pytest.mark.parametrize("step", [0, 1, 3, 4, 8, 9, 11, 12, 30])
-def test_the_steps_of_a_block(step: int) -> None:
-    order = SampleOrder([90, 95], seed=0, streams=4, global_batch_size=16, block_size=16)
-    steps = order.block_steps(step)
-    assert step in steps
-    begin = step * 16 // 185 * 185 + step * 16 % 185 // 64 * 64
-    assert all(begin <= s * 16 and s * 16 + 16 <= begin + 64 for s in steps if s != step)
+        found = shards_of_steps(order, sizes, steps, rank=rank, world_size=world_size)
+        assert found == expected
 
 
 def prefetched(shards: list[RemoteShard], expected: set[int]) -> bool:
@@ -439,8 +431,8 @@ def test_a_cache_smaller_than_the_working_set_is_refused(
     cache = ShardCache(tmp_path / "cache", 10_000, PATIENCE)
     indexes = [open_remote_index(publish(f"{number}.tar", 16), cache) for number in range(4)]
     order = SampleOrder([16] * 4, seed=0, streams=1, global_batch_size=8)
-    with pytest.raises(ConfigError, match="shards that this node draws from at a time; give"):
-        look_ahead(indexes, order, first_step=0, rank=0, world_size=1)
+    with pytest.raises(ConfigError, match="shards that a step draws from on this node; give"):
+        look_ahead(Dataset(indexes), order, first_step=0, rank=0, world_size=1)
 
 
 def steps_of(dataset: Dataset, num_workers: int) -> Iterator[Any]:

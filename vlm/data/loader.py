@@ -143,7 +143,7 @@ def training_batches(
     if world_size % ranks_per_node:
         ranks_per_node = 1  # nodes of unequal size: each rank looks ahead for itself
     prefetcher = look_ahead(
-        dataset.shards,
+        dataset,
         order,
         first_step=first_micro_batch // per_step,
         rank=rank // ranks_per_node,

@@ -122,30 +122,6 @@ class SampleOrder:
         size = self.global_batch_size // world_size
         return self.at(self._batch_positions(step)[rank * size : (rank + 1) * size])
 
-    def shards(self, steps: range, *, rank: int = 0, world_size: int = 1) -> list[int]:
-        """The shards that a rank's slices of these steps draw from, in order of first use.
-
-        What to fetch ahead. Ranks of one node are neighbours, so a node is a rank among the nodes.
-
-        Raises:
-            ConfigError: `world_size` does not divide the global batch.
-        """
-        ids = [self.batch(step, rank=rank, world_size=world_size)[1] for step in steps]
-        ends = self._first_ids + self.shard_sizes
-        shards = np.searchsorted(ends, np.concatenate(ids), side="right")
-        found, first_uses = np.unique(shards, return_index=True)
-        in_order: list[int] = found[np.argsort(first_uses)].tolist()
-        return in_order
-
-    def block_steps(self, step: int) -> range:
-        """The steps that draw from the blocks in which a step begins, and from no other."""
-        size = self.block_size * self.streams
-        epoch, place = divmod(step * self.global_batch_size, self.num_samples)
-        begin = epoch * self.num_samples + place // size * size
-        end = min(begin + size, (epoch + 1) * self.num_samples)
-        whole = range(-(-begin // self.global_batch_size), end // self.global_batch_size)
-        return range(min(whole.start, step), max(whole.stop, step + 1))
-
     def _order_batch(self, step: int) -> Int[np.ndarray, " G"]:
         """The positions of global batch `step`, by stream and within a stream in order."""
         start = step * self.global_batch_size
@@ -204,6 +180,28 @@ def _equal_rows(*keys: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " b"]]
     order = np.argsort(code, kind="stable")
     edges = np.flatnonzero(np.diff(code[order], prepend=-1))
     yield from (rows for rows in np.split(order, edges[1:]) if rows.size)
+
+
+def shards_of_steps(
+    order: SampleOrder,
+    shard_sizes: Sequence[int],
+    steps: range,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[int]:
+    """The shards that a rank's slices of these steps draw from, in order of first use.
+
+    What to fetch ahead. Ranks of a node are neighbours, so a node is a rank among the nodes.
+
+    Raises:
+        ConfigError: `world_size` does not divide the global batch.
+    """
+    ids = [order.batch(step, rank=rank, world_size=world_size)[1] for step in steps]
+    shards = np.searchsorted(np.cumsum(shard_sizes), np.concatenate(ids), side="right")
+    found, first_uses = np.unique(shards, return_index=True)
+    in_order: list[int] = found[np.argsort(first_uses)].tolist()
+    return in_order
 
 
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:

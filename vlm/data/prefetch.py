@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from vlm.data.dataset import Dataset
 from vlm.data.fetch import Stopped
-from vlm.data.order import SampleOrder
+from vlm.data.order import SampleOrder, shards_of_steps
 from vlm.data.remote import GIB, RemoteShard
 from vlm.data.shards import ShardIndex
 from vlm.errors import ConfigError, VlmError
@@ -52,7 +53,7 @@ class Prefetcher:
         self._changed = threading.Condition()
         self._stop = threading.Event()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Prefetcher":
         for _ in range(NUM_THREADS if any(self._shards) else 0):
             threading.Thread(target=self._work, daemon=True).start()
         return self
@@ -122,37 +123,43 @@ class Prefetcher:
 
 
 def look_ahead(
-    shards: Sequence[ShardIndex], order: SampleOrder, *, first_step: int, rank: int, world_size: int
+    dataset: Dataset, order: SampleOrder, *, first_step: int, rank: int, world_size: int
 ) -> Prefetcher:
     """What downloads the shards that an order comes to within two blocks.
 
     Args:
-        shards: Of the data set.
-        order: Of its samples.
-        first_step: Where a run begins.
+        dataset: Where its samples are.
+        order: Of a run.
+        first_step: Where the run begins.
         rank: Of this node among the nodes.
         world_size: Number of nodes.
 
     Raises:
-        ConfigError: The cache is too small for the shards that a block draws from by turns.
+        ConfigError: The cache is too small for the shards of one step.
     """
-    if any(shard.remote for shard in shards):
-        block = order.block_steps(first_step)
-        _check_room(shards, order.shards(block, rank=rank, world_size=world_size))
+    sizes = dataset.shard_sizes
+
+    def needs(step: int) -> list[int]:
+        steps = range(step, step + 1)
+        return shards_of_steps(order, sizes, steps, rank=rank, world_size=world_size)
+
+    if any(shard.remote for shard in dataset.shards):
+        _check_room([dataset.shards[place] for place in needs(first_step)])
+    size = order.global_batch_size
     return Prefetcher(
-        shards,
-        lambda step: order.shards(range(step, step + 1), rank=rank, world_size=world_size),
+        dataset.shards,
+        needs,
         first_step=first_step,
-        look_ahead=2 * max(1, order.block_size * order.streams // order.global_batch_size),
+        look_ahead=2 * max(65536, 8 * size) // size,
     )
 
 
-def _check_room(shards: Sequence[ShardIndex], used: Sequence[int]) -> None:
-    remote = [shard for place in used if (shard := shards[place].remote)]
+def _check_room(used: Sequence[ShardIndex]) -> None:
+    remote = [shard.remote for shard in used if shard.remote]
     needed = sum(shard.size_bytes for shard in remote)
     if remote and needed > (room := remote[0].cache.max_bytes):
         raise ConfigError(
             f"data.shard_cache_gib ({room / GIB:.3g}) is less than the {needed / GIB:.3g} GiB of "
-            "shards that this node draws from at a time; give at least that, and twice as much to "
+            "shards that a step draws from on this node; give at least that, and twice as much to "
             "download ahead"
         )
