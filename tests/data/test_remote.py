@@ -1,11 +1,12 @@
 """Remote shards: one download a node, a cache that stays in its bounds, and nothing unverified."""
 
 import fcntl
-import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,6 @@ from vlm.tokenizer import build_tokenizer
 
 MakeShard = Callable[..., Path]
 PATIENCE = Patience(attempts=3, timeout_s=2.0, wait_s=0.01)
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -208,12 +208,17 @@ def test_a_copy_whose_bytes_changed_is_fetched_again(
     assert web.count(".tar") == 2
 
 
-def _read(url: str, cache: ShardCache) -> None:
-    assert len(samples(Dataset([open_remote_index(url, cache)]))) == 3
+READ = """
+import sys
+from pathlib import Path
+from vlm.data.dataset import open_shards
+dataset = open_shards(sys.argv[1], Path(sys.argv[2]))
+assert len([dataset.read(i) for i in range(len(dataset))]) == 3
+"""
 
 
 def test_processes_that_want_one_shard_at_once_download_it_once(
-    web: Any, publish: Callable[..., str], cache: ShardCache
+    web: Any, publish: Callable[..., str], tmp_path: Path
 ) -> None:
     def slow(handler: Any, content: bytes) -> None:
         time.sleep(1.0)
@@ -221,12 +226,9 @@ def test_processes_that_want_one_shard_at_once_download_it_once(
 
     url = publish()
     web.faults["/train-0000.tar"] = [slow] * 9
-    children = [SPAWN.Process(target=_read, args=(url, cache)) for _ in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0, 0]
+    command = [sys.executable, "-c", READ, url, str(tmp_path / "cache")]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
     assert web.log == ["/train-0000.tar.idx", "/train-0000.tar"]
 
 
@@ -242,16 +244,12 @@ def test_threads_that_want_one_shard_at_once_download_it_once(
     assert web.count(".tar") == 1
 
 
-def _fetch(shard: RemoteShard) -> None:
-    shard.fetch()
-
-
 def test_a_killed_download_leaves_nothing_visible_and_takes_no_room(
     web: Any, publish: Callable[..., str], tmp_path: Path
 ) -> None:
     url, other = publish(), publish("other.tar")
     size = (web.folder / "train-0000.tar").stat().st_size
-    cache = ShardCache(tmp_path / "cache", size + 100, Patience(timeout_s=60.0))
+    cache = ShardCache(tmp_path / "cache" / "remote", size + 100, PATIENCE)
     shard, begun = remote_shard(url, cache), threading.Event()
 
     def half(handler: Any, content: bytes) -> None:
@@ -262,13 +260,11 @@ def test_a_killed_download_leaves_nothing_visible_and_takes_no_room(
         web.over.wait()
 
     web.faults["/train-0000.tar"] = [half]
-    child = SPAWN.Process(target=_fetch, args=(shard,))
-    child.start()
-    assert begun.wait(30)
+    child = subprocess.Popen([sys.executable, "-c", READ, url, str(cache.folder.parent)])
+    assert begun.wait(60)
     time.sleep(0.1)  # for some bytes to be written
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
     assert [path.suffix for path in tars(cache)] == [".part"]
     os.close(remote_shard(other, cache).open())  # there is room for one
     assert [path.suffix for path in tars(cache)] == [".tar"]

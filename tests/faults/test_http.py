@@ -24,12 +24,18 @@ CUTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real shard and its index."""
+    folder = tmp_path_factory.mktemp("indexed")
+    open_index(Path(shutil.copy(EMOJI, folder)))
+    return folder
+
+
 @pytest.fixture
-def url(web: Any) -> str:
-    """Of a real shard, with its index beside it."""
-    tar = Path(shutil.copy(EMOJI, web.folder / "train-0000.tar"))
-    open_index(tar)
-    return str(web.url(tar.name))
+def url(web: Any, indexed: Path) -> str:
+    shutil.copytree(indexed, web.folder, dirs_exist_ok=True)
+    return str(web.url(EMOJI.name))
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ class Patience:
 
     def wait_before(self, attempt: int) -> float:
         """Seconds before the attempt of this number, counted from 0."""
-        return self.wait_s * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.5)
+        return self.wait_s * 2.0 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.5)
 
 
 class Stopped(Exception):  # it is an outcome, not an error
