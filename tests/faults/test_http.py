@@ -111,14 +111,14 @@ def test_what_has_arrived_is_not_asked_for_again(web: Any, url: str, cache: Shar
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("answer", ["whole", "another", "416"])
-def test_a_range_that_is_ignored(
-    web: Any, url: str, cache: ShardCache, cut: int, answer: str
-) -> None:
+def test_a_range_that_is_ignored(web: Any, url: str, tmp_path: Path, cut: int, answer: str) -> None:
+    cache = ShardCache(tmp_path / "cache", 10**8, Patience(2, PATIENCE.timeout_s, PATIENCE.wait_s))
+
     def fault(handler: Any, content: bytes) -> None:
         if handler.headers["Range"] is None or answer == "whole":
             handler.answer(content, whole=len(content))
         elif answer == "another":
-            handler.answer(content[cut // 2 :], whole=len(content) + 1)
+            handler.answer(content[cut // 2 + 1 :], whole=len(content))
         else:
             handler.send_error(416)
 
