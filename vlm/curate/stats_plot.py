@@ -39,8 +39,9 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
     columns = figure.add_gridspec(1, 2, width_ratios=(1.2, 1))
     sizes = Counter(map(tuple, stats.image_sizes.tolist()))
     maps = [_lengths] if len(sizes) <= MAX_BARS else [_sizes, _lengths]
-    for draw, cell in zip(maps, columns[0].subgridspec(len(maps), 1), strict=True):
-        draw(figure.add_subplot(cell), stats)
+    places = columns[0].subgridspec(len(maps), 1)
+    for row, draw in enumerate(maps):
+        draw(figure.add_subplot(places[row]), stats)
     bars = _counted(stats, sizes)
     rows = [len(bar.counts) + 1.2 for bar in bars]
     rest = max(0.0, 14 - sum(rows))  # few bars stay slender
