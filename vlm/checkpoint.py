@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
-import vlm
 from vlm.errors import CheckpointError, DiskError
 from vlm.runtime.files import (
     check_room,
@@ -37,6 +37,7 @@ from vlm.runtime.files import (
 
 VERSION = 2  # of the manifest
 _NAME = re.compile(r"step-\d{8,}")
+_FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -203,7 +204,7 @@ def _write(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) ->
         "version": VERSION,
         "step": step,
         "fingerprint": state.get("fingerprint"),
-        "vlm": vlm.__version__,
+        "vlm": version("vlm"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "files": files,
@@ -237,6 +238,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"version {manifest['version']}, this vlm reads {VERSION}")
     if _manifest_bytes(manifest) != data:
         raise ValueError("it has other bytes than were written")
+    if not all(_FILE.fullmatch(name) for name in manifest["files"]):
+        raise ValueError("it names files that no checkpoint has")
     return manifest
 
 

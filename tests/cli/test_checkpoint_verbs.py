@@ -35,17 +35,18 @@ def test_a_sound_run_is_listed_and_verified(run, capsys):
     assert main(["checkpoint", "list", str(run)]) == 0
     table, _ = rows(capsys)
     assert [words[0] for words in table] == ["10", "20", "30"]
-    assert table[0][4:] == ["min:loss", "1.25", "(best)", "all", "there"]
+    assert table[0][4:] == ["all", "there;", "min:loss", "1.25", "(best)"]
+    assert table[1][4:] == ["all", "there;", "min:loss", "2"]
     assert main(["checkpoint", "verify", str(run)]) == 0
     table, _ = rows(capsys)
-    assert [words[-1] for words in table] == ["verified"] * 3
+    assert [words[4] for words in table] == ["verified;"] * 3
 
 
 def test_an_older_damaged_checkpoint_is_named_and_a_newest_one_is_exit_5(run, capsys):
     damage(run, 20)
     assert main(["checkpoint", "verify", str(run)]) == 0
     table, _ = rows(capsys)
-    assert " ".join(table[1]).endswith("model.safetensors has other bytes than were written")
+    assert "model.safetensors has other bytes than were written;" in " ".join(table[1])
     damage(run, 30)
     assert main(["checkpoint", "list", str(run)]) == 0  # names and sizes are right
     rows(capsys)

@@ -8,10 +8,11 @@ child leads a process group of its own and begins once the file `gate` exists, i
 import json
 import os
 import sys
-import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vlm.runtime import torchvision_guard
 
@@ -29,26 +30,22 @@ torch.set_num_threads(1)
 def tensors(step):
     """What the checkpoint of a step holds."""
     values = torch.arange(30_000, dtype=torch.float32) + step
-    return {"model": {"weight": values, "scale": values[0]}, "optimizer": {"weight/step": values}}
+    return {
+        "model": {"weight": values, "scale": values[0].clone()},
+        "optimizer": {"weight/step": values},
+    }
 
 
 def save(folder, first, last, keep=2):
     """Save in a thread, as a run does; strace counts a thread's calls from its start."""
-    failures = []
 
     def loop():
-        try:
-            for step in range(first, last + 1):
-                state = {"step": step, "fingerprint": "data"}
-                checkpoint.save(Path(folder), step, tensors(step), state, keep=keep)
-        except VlmError as error:
-            failures.append(error)
+        for step in range(first, last + 1):
+            state = {"step": step, "fingerprint": "data"}
+            checkpoint.save(Path(folder), step, tensors(step), state, keep=keep)
 
-    thread = threading.Thread(target=loop)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loop).result()
 
 
 def run(config, overrides):
@@ -61,7 +58,7 @@ JOBS = {"save": save, "run": run}
 
 def child(request):
     """Do a job; the exit code is the error's."""
-    os.setsid()
+    os.setpgid(0, 0)
     out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
@@ -71,7 +68,8 @@ def child(request):
     try:
         JOBS[request["job"]](**request["args"])
     except VlmError as error:
-        print(f"error: {error}", flush=True)
+        # not by write(2): strace's injection counts the calls of every thread
+        os.writev(1, [f"error: {error}\n".encode()])
         return error.exit_code
     except BaseException:
         traceback.print_exc()
@@ -81,6 +79,8 @@ def child(request):
 
 def main():
     """Serve until standard input ends."""
+    with TemporaryDirectory() as folder:  # imports what children would each import late
+        checkpoint.save(Path(folder), 1, tensors(1), {"step": 1}, keep=2)
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
@@ -92,6 +92,7 @@ def main():
                 code = child(request)
                 sys.stdout.flush()
                 os._exit(code)
+            os.setpgid(answer, answer)  # in both: whoever asks may kill the group at once
         print(json.dumps(answer), flush=True)
 
 

@@ -18,6 +18,7 @@ import sys
 import tarfile
 from contextlib import redirect_stderr, redirect_stdout
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from vlm.inference import VisionLanguageModel
 from vlm.tokenizer import train_bpe
 
 FOLDER = Path(sys.argv[1])
+NUMBERS = count()
 MARKER = FOLDER / "executed"
 WATCHED = {
     "exec", "compile", "pickle.find_class", "marshal.loads", "code.__new__", "os.system",
@@ -55,7 +57,7 @@ watching, events = False, []
 def hook(event, arguments):
     if not watching:
         return
-    if event in WATCHED:
+    if event in WATCHED and not (event == "os.remove" and _is_index(arguments[0])):
         events.append(f"{event} {str(arguments[:1])[:80]}")
     if event == "open" and isinstance(arguments[2], int):
         path, _, flags = arguments
@@ -211,7 +213,7 @@ def weights():
         "a header of 2^64 - 1 bytes": safetensors(b"{}", length=2**64 - 1),
         "a header of 100 MB": safetensors(b" " * 100_000_001 + b"{}"),
         "a header beyond the end": safetensors(b"{}", length=1000),
-        "100,000 entries": safetensors({f"t{i}": tensor([0], 0, 0) for i in range(100_000)}),
+        "20,000 entries": safetensors({f"t{i}": tensor([0], 0, 0) for i in range(20_000)}),
         "overlapping offsets": safetensors(
             {"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)
         ),
@@ -270,8 +272,8 @@ def checkpoint_artefacts():
         yield f"checkpoint, manifest.json: {name}", read_checkpoint, folder
 
 
-def model_folder(name, files):
-    folder = FOLDER / "models" / sha256(name.encode()).hexdigest()
+def model_folder(files):
+    folder = FOLDER / "models" / str(next(NUMBERS))
     folder.mkdir(parents=True)
     for file in HEALTHY_MODEL.iterdir():
         (folder / file.name).write_bytes(files.get(file.name, file.read_bytes()))
@@ -288,7 +290,7 @@ def read_model(folder):
 
 def model_artefacts():
     for name, data in weights().items():
-        folder = model_folder(name, {"model.safetensors": data})
+        folder = model_folder({"model.safetensors": data})
         yield f"model, {name}", read_model, folder
     healthy = json.loads((HEALTHY_MODEL / "config.json").read_text())
     evil = FOLDER / "evil.pth"
@@ -299,7 +301,7 @@ def model_artefacts():
         yield (
             f"model, image.name {name}",
             read_model,
-            model_folder(name, {"config.json": json.dumps(changed).encode()}),
+            model_folder({"config.json": json.dumps(changed).encode()}),
         )
     for key, value in {
         "pretrained": True,
@@ -314,7 +316,7 @@ def model_artefacts():
         yield (
             f"model, image.kwargs.{key}",
             read_model,
-            model_folder(f"{len(changed)} {key}", {"config.json": json.dumps(changed).encode()}),
+            model_folder({"config.json": json.dumps(changed).encode()}),
         )
     for key in ("_target_", "auto_map", "_attn_implementation_internal", "trust_remote_code"):
         changed = json.loads(json.dumps(healthy))
@@ -322,7 +324,7 @@ def model_artefacts():
         yield (
             f"model, config.json with {key}",
             read_model,
-            model_folder(f"{len(changed)} {key}", {"config.json": json.dumps(changed).encode()}),
+            model_folder({"config.json": json.dumps(changed).encode()}),
         )
     for file in ("config.json", "tokenizer.json"):
         for name, data in {
@@ -330,7 +332,7 @@ def model_artefacts():
             "nested": b"[" * 10**5,
             "a list": b"[]",
         }.items():
-            yield f"model, {file}: {name}", read_model, model_folder(f"{file}{name}", {file: data})
+            yield f"model, {file}: {name}", read_model, model_folder({file: data})
 
 
 # --- YAML ---

@@ -83,7 +83,8 @@ def test_a_csv_has_no_formula_and_reads_back(text, tmp_path):
     with new_csv(tmp_path / "x.csv") as write:
         write(["key", "caption"])
         write([text, text])
-    rows = list(csv.reader((tmp_path / "x.csv").open(newline="", encoding="utf-8")))
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
     assert len(rows) == 2
     for cell in rows[1]:
         assert cell[0] not in "=+-@\t\r\n"

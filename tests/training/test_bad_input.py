@@ -81,7 +81,7 @@ def test_pictures_that_are_none_end_the_run_with_the_quota(train, tmp_path):
     code, err = train(tmp_path / "s.tar", "data.max_bad_fraction=0.1")
     assert code == 4
     assert "samples were bad, more than data.max_bad_fraction=0.1 allows; mend or remove" in err
-    assert "image.format: s.tar: 'h" in err
+    assert "image.truncated: s.tar: 'h" in err
 
 
 def test_a_few_bad_pictures_are_counted_and_masked(train, tmp_path):

@@ -33,10 +33,6 @@ def print_table(run: Path, *, hashes: bool) -> list[str | None]:
     """
     from datetime import UTC, datetime
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from vlm import checkpoint
     from vlm.errors import ConfigError
 
@@ -45,20 +41,18 @@ def print_table(run: Path, *, hashes: bool) -> list[str | None]:
     paths = checkpoint.list_checkpoints(run / "checkpoints")
     metrics = [checkpoint.read_metric(path) or {"rule": None, "value": None} for path in paths]
     best = checkpoint.best(run / "checkpoints", metrics[-1]["rule"]) if paths else None
-    table = Table("step", "MiB", "saved (UTC)", "metric", "files", box=box.SIMPLE, pad_edge=False)
     problems = []
-    for path, metric in zip(paths, metrics, strict=True):
-        problem = checkpoint.verify(path, hashes=hashes)
-        problems.append(problem)
-        size = sum(file.stat().st_size for file in path.iterdir())
-        value = "" if metric["value"] is None else f"{metric['rule']} {metric['value']:.6g}"
-        table.add_row(
-            str(int(path.name.removeprefix("step-"))),
-            f"{size / 2**20:.1f}",
-            datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(" ", "seconds")[:19],
-            value + (" (best)" if path == best else ""),
-            problem or ("verified" if hashes else "all there"),
-        )
     if paths:
-        Console(highlight=False, markup=False, emoji=False).print(table)
+        print(f"{'step':>9}  {'MiB':>9}  {'saved (UTC)':<19}  files")
+    for path, metric in zip(paths, metrics, strict=True):
+        problems.append(checkpoint.verify(path, hashes=hashes))
+        size = sum(file.stat().st_size for file in path.iterdir())
+        saved = datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        files = problems[-1] or ("verified" if hashes else "all there")
+        value = "" if metric["value"] is None else f"; {metric['rule']} {metric['value']:.6g}"
+        step = int(path.name.removeprefix("step-"))
+        print(
+            f"{step:>9}  {size / 2**20:>9.1f}  {saved}  {files}{value}"
+            f"{' (best)' if path == best else ''}"
+        )
     return problems

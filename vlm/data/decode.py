@@ -17,12 +17,13 @@ from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
-from simplejpeg import decode_jpeg, decode_jpeg_header  # type: ignore[attr-defined]  # no __all__
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
+from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from vlm.data.samples import BadSample
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+# of a format that is not registered yet, Image.open would import all 43 plugins to look for it
+FORMATS = ("JPEG", "PNG", WebPImagePlugin.WebPImageFile.format, "GIF")
 MAX_PIXELS = 89_478_485  # Pillow warns above; as RGB they take 256 MiB
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SOURCES = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))

@@ -99,15 +99,16 @@ def check_room(folder: Path, num_bytes: int, *, num_files: int) -> None:
     """
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if free < num_bytes * 1.2:
-        raise DiskError(f"{folder}: disk full: {_need_have(num_bytes * 1.2, free)}")
+    needed = num_bytes * 6 // 5
+    if free < needed:
+        raise DiskError(f"{folder}: disk full: {_need_have(needed, free)}")
     if disk.f_files and disk.f_favail < num_files:  # f_files is 0 where inodes are not counted
         raise DiskError(
             f"{folder}: disk full: need {num_files} inodes (files), have {disk.f_favail}"
         )
 
 
-def disk_error(path: Path, error: OSError, num_bytes: float) -> DiskError:
+def disk_error(path: Path, error: OSError, num_bytes: int) -> DiskError:
     """What the system said while `num_bytes` were written to `path`, as a line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
@@ -115,7 +116,7 @@ def disk_error(path: Path, error: OSError, num_bytes: float) -> DiskError:
     return DiskError(f"{path}: cannot save: {error.strerror or error}")
 
 
-def _need_have(needed: float, free: float) -> str:
+def _need_have(needed: int, free: int) -> str:
     return f"need {needed / 2**20:.1f} MiB, have {free / 2**20:.1f} MiB"
 
 

@@ -114,7 +114,7 @@ class SpikeGuard:
 
     MEAN_RATE = 0.05
     VARIANCE_RATE = 0.02
-    MIN_STEPS = 30
+    MIN_STEPS = 50
     MIN_RELATIVE = 0.01  # of the mean: less deviation than this is not told from none
     LIMIT = 6.0  # standard deviations
     MAX_HIGH = 20
