@@ -67,22 +67,22 @@ def main() -> None:
 
 def write_shards(folder: Path) -> None:
     """Indexed shards, pictures followed by random bytes; sizes differ a little, as real ones do."""
-    rng, picture = np.random.default_rng(0), smallest_gif()
+    rng, picture = np.random.default_rng(0), smallest_png()
     for number in range(SHARDS):
         path = folder / f"train-{number:04}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key in range(SAMPLES):
                 data = picture + rng.bytes(int(rng.integers(400, 1200)) - len(picture))
-                info = tarfile.TarInfo(f"{key:04}.gif")
+                info = tarfile.TarInfo(f"{key:04}.png")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         open_index(path)
 
 
-def smallest_gif() -> bytes:
+def smallest_png() -> bytes:
     """What the index takes for a picture, in 100 bytes or less."""
     buffer = io.BytesIO()
-    Image.new("1", (1, 1)).save(buffer, "GIF")
+    Image.new("1", (1, 1)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vlm.cli.main import main
+from vlm.curate.check import Case, check
 from vlm.data.dataset import Dataset, open_shards
 from vlm.data.fetch import Patience
 from vlm.data.loader import training_batches
-from vlm.data.order import SampleOrder, shards_of_steps
+from vlm.data.mixture import MixedOrder
+from vlm.data.order import Order, SampleOrder, shards_of_steps
 from vlm.data.patterns import expand
 from vlm.data.prefetch import Prefetcher, look_ahead
 from vlm.data.remote import RemoteShard, ShardCache, index_url
@@ -179,6 +182,58 @@ def test_a_damaged_copy_of_an_index_is_fetched_again(
     open_remote_index(url, cache)
     os.truncate(cache.file(url, ".idx"), 100)
     assert open_remote_index(url, cache).num_samples == 3
+
+
+def test_a_field_that_no_remote_index_holds_says_how_to_get_it(
+    web: Any, publish: Callable[..., str], cache: ShardCache
+) -> None:
+    url = publish()
+    with pytest.raises(ConfigError) as caught:
+        open_remote_index(url, cache, fields=["similarity"])
+    assert str(caught.value) == (
+        f"{url}: its index lacks similarity; run vlm data index --field similarity where the tars "
+        f"are, upload the .tar.idx files, and delete {cache.folder / 'index'}"
+    )
+    os.unlink(cache.file(url, ".idx"))
+    open_index(web.folder / "train-0000.tar", fields=["similarity"])
+    assert open_remote_index(url, cache, fields=["similarity"]).columns == ("similarity",)
+
+
+def test_index_tells_of_remote_shards_what_it_tells_of_local_ones(
+    web: Any,
+    publish: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(2):
+        publish(f"{number}.tar")
+    assert main(["data", "index", str(web.folder / "*.tar")]) == 0
+    local = capsys.readouterr().out
+    assert main(["data", "index", web.url("{0..1}.tar")]) == 0
+    assert capsys.readouterr().out == local
+    assert web.count(".tar") == 0
+    assert main(["data", "index", web.url("0.tar"), "--out", str(tmp_path / "out")]) == 2
+    assert "--out is for local shards" in capsys.readouterr().err
+
+
+def test_a_joined_index_at_a_url_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is read from disk alone; name the remote shards"):
+        open_shards("https://host/shards.json")
+
+
+def test_check_reads_remote_shards_too(
+    web: Any, publish: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [publish(f"{number}.tar") for number in range(3)]
+    assert check(urls[:2], decode=True, cache_dir=tmp_path / "cache").to_json()["clean"]
+    assert web.count(".tar") == 2
+    web.faults["/2.tar"] = [lambda handler, content: handler.send_error(403)]
+    report = check(urls, cache_dir=tmp_path / "cache")
+    assert report.cases == {
+        "shard.unreadable": [Case("2.tar", "", f"{urls[2]}: the server answers 403 Forbidden")]
+    }
 
 
 # --- the cache ---
@@ -357,13 +412,16 @@ def test_a_cache_that_cannot_be_written_is_a_disk_error(
 # --- looking ahead ---
 
 
-def first_uses(order: SampleOrder, steps: range, rank: int, world_size: int) -> list[int]:
+SIZES = [5, 0, 17, 40, 1, 0, 33, 26, 50, 9]
+
+
+def first_uses(order: Order, steps: range, rank: int, world_size: int) -> list[int]:
     """The slow way: sample by sample."""
     found: dict[int, None] = {}
     for step in steps:
         for sample_id in order.batch(step, rank=rank, world_size=world_size)[1].tolist():
             passed = 0
-            for shard, size in enumerate(order.shard_sizes.tolist()):
+            for shard, size in enumerate(SIZES):
                 passed += size
                 if sample_id < passed:
                     found.setdefault(shard)
@@ -371,16 +429,19 @@ def first_uses(order: SampleOrder, steps: range, rank: int, world_size: int) -> 
     return list(found)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize(("streams", "rank", "world_size"), [(1, 0, 1), (4, 1, 2), (8, 3, 4)])
 def test_the_shards_to_come_are_those_of_the_batches(
-    streams: int, rank: int, world_size: int
+    streams: int, rank: int, world_size: int, mixed: bool
 ) -> None:
-    sizes = [5, 0, 17, 40, 1, 0, 33, 26, 50, 9]
-    order = SampleOrder(sizes, seed=3, streams=streams, global_batch_size=16, block_size=12)
+    options: dict[str, Any] = {"streams": streams, "global_batch_size": 16, "block_size": 12}
+    order: Order = SampleOrder(SIZES, seed=3, **options)
+    if mixed:
+        order = MixedOrder([SIZES[:4], SIZES[4:]], [1, 3], seed=3, **options)
     for first in (0, 5, 11):  # the last crosses into the next epoch
         steps = range(first, first + 4)
         expected = first_uses(order, steps, rank, world_size)
-        found = shards_of_steps(order, sizes, steps, rank=rank, world_size=world_size)
+        found = shards_of_steps(order, SIZES, steps, rank=rank, world_size=world_size)
         assert found == expected
 
 
