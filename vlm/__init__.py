@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         value = getattr(importlib.import_module(_MODULES[name]), name)
     elif name == "__version__":
-        value = _installed_version()
+        value = importlib.import_module("vlm.runtime.version").installed_version()
     else:
         raise AttributeError(f"module 'vlm' has no attribute {name!r}", name=name)
     globals()[name] = value
@@ -55,12 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _installed_version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("vlm")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "0+uninstalled"

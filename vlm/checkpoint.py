@@ -14,7 +14,6 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from vlm.runtime.files import (
     write_synced,
     written_whole,
 )
+from vlm.runtime.version import installed_version
 
 VERSION = 2  # of the manifest
 _NAME = re.compile(r"step-\d{8,}")
@@ -204,7 +204,7 @@ def _write(folder: Path, step: int, groups: Groups, state: Mapping[str, Any]) ->
         "version": VERSION,
         "step": step,
         "fingerprint": state.get("fingerprint"),
-        "vlm": version("vlm"),
+        "vlm": installed_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "files": files,

@@ -38,12 +38,9 @@ class Runs:
         return children
 
     def finish(self, folder):
-        """Run to the end; how long it took, in seconds."""
-        started = time.monotonic()
         for child in self.start(folder):
             code, out = child.wait()
             assert code == 0, out
-        return time.monotonic() - started
 
 
 def lines(folder):
@@ -76,7 +73,7 @@ def shared_memory():
     return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("torch_")}
 
 
-def check_kills(runs, whole, tmp_path, kills, *, lifetime, damage, seed):
+def check_kills(runs, whole, tmp_path, kills, *, damage, seed):
     """Kill and restart until `kills` kills have hit; the number of runs that came to their end."""
     rng = random.Random(seed)
     expected = outcome(whole)
@@ -85,12 +82,11 @@ def check_kills(runs, whole, tmp_path, kills, *, lifetime, damage, seed):
     memory = shared_memory()
     while killed < kills or finished == 0:
         children = runs.start(folder)
-        deadline = time.monotonic() + rng.uniform(0.1, 1.2) * lifetime
-        while killed < kills and time.monotonic() < deadline:
-            if all(child.poll() is not None for child in children):
-                break
+        target = rng.randint(0, 40)  # of 30 steps: some runs come to their end
+        while len(lines(folder)) < target and any(child.poll() is None for child in children):
             time.sleep(0.005)
         if killed < kills:
+            time.sleep(rng.uniform(0, 0.1))
             for child in children:  # all before any is waited for
                 child.send_kill()
         ended = [child.wait() for child in children]
@@ -102,7 +98,8 @@ def check_kills(runs, whole, tmp_path, kills, *, lifetime, damage, seed):
         assert [code for code, _ in ended] == [0] * len(children), ended
         check_restart(children[0].out.read_text(), before, damage)
         assert outcome(folder) == expected
-        assert len(checkpoint.list_checkpoints(folder / "checkpoints")) == 2
+        # three: a kill after the last save's rename leaves its pruning undone
+        assert len(checkpoint.list_checkpoints(folder / "checkpoints")) in (2, 3)
         assert not [p for p in folder.rglob("*") if ".tmp-" in p.name or ".trash-" in p.name]
         assert shared_memory() <= memory
         finished, number, before = finished + 1, number + 1, 0
@@ -121,12 +118,10 @@ LONG = pytest.mark.long
 def test_killed_runs_end_in_the_same_bits(fork, config, tmp_path, record, saving, kills):
     runs = Runs(fork, config, 1, [f"run.async_save={'true' if saving == 'async' else 'false'}"])
     other = Runs(fork, config, 1, [f"run.async_save={'true' if saving == 'sync' else 'false'}"])
-    lifetime = other.finish(tmp_path / "whole")  # so that both ways of saving are compared, too
+    other.finish(tmp_path / "whole")  # so that both ways of saving are compared, too
     # the save that a kill hits is lost; so is, in the thread, up to the next one's beginning
     damage = 2 * EVERY if saving == "async" else EVERY
-    finished = check_kills(
-        runs, tmp_path / "whole", tmp_path, kills, lifetime=lifetime, damage=damage, seed=saving
-    )
+    finished = check_kills(runs, tmp_path / "whole", tmp_path, kills, damage=damage, seed=saving)
     record(
         "A1",
         f"SIGKILL of a training run, {saving} saves",
@@ -139,10 +134,8 @@ def test_killed_runs_end_in_the_same_bits(fork, config, tmp_path, record, saving
 @pytest.mark.parametrize("kills", [pytest.param(20, marks=LONG)])
 def test_killed_runs_of_two_ranks_end_in_the_same_bits(fork, config, tmp_path, record, kills):
     runs = Runs(fork, config, 2, [])
-    lifetime = runs.finish(tmp_path / "whole")
-    finished = check_kills(
-        runs, tmp_path / "whole", tmp_path, kills, lifetime=lifetime, damage=2 * EVERY, seed=2
-    )
+    runs.finish(tmp_path / "whole")
+    finished = check_kills(runs, tmp_path / "whole", tmp_path, kills, damage=2 * EVERY, seed=2)
     record(
         "A2",
         "SIGKILL of both ranks of a run over gloo",
