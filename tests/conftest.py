@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import threading
 from collections import Counter
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -118,3 +120,62 @@ def shards(encoded, tmp_path_factory):
                 writer.write({"__key__": f"{artist}-{colour}", **fields})
         writer.write({"__key__": "broken", "png": encoded("red")[:-30], "json": b"{}"})
     return path
+
+
+class _Web(ThreadingHTTPServer):
+    """Serves a folder on 127.0.0.1, ranges too; `faults` answer a path's next requests instead."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.block_on_close = False  # of a request that stalls
+        self.folder, self.faults, self.log, self.over = folder, {}, [], threading.Event()
+
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def count(self, suffix):
+        return sum(path.endswith(suffix) for path in self.log)
+
+    def handle_error(self, request, client_address):
+        pass  # a client that left
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        self.server.log.append(self.path)
+        file = self.server.folder / self.path.lstrip("/").partition("?")[0]
+        content = file.read_bytes() if file.is_file() else None
+        if faults := self.server.faults.get(self.path):
+            faults.pop(0)(self, content)
+        elif content is None:
+            self.send_error(404)
+        else:
+            begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            self.answer(content[begin:], whole=len(content))
+
+    def answer(self, body, *, whole):
+        """Sends the end of a file of `whole` bytes, or all of it."""
+        self.send_response(206 if len(body) < whole else 200)
+        self.send_header("Content-Length", str(len(body)))
+        begin = whole - len(body)
+        self.send_header("Content-Range", f"bytes {begin}-{whole - 1}/{whole}")
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A web server over `tmp_path / "www"`."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "www").mkdir()
+    server = _Web(tmp_path / "www")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

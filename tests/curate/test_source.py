@@ -138,9 +138,10 @@ def test_a_table_that_is_opened_several_times_at_once_is_packed_once(
             "photos.csv: only shards can be joined; pack it first: vlm data pack",
         ),
         (
-            "http://host/x.tar",
+            "pipe:id",
             {},
-            '"http://host/x.tar": remote shards are not supported yet; name local files',
+            '"pipe:id": shards are files, https:// or what fsspec knows (s3://, gs://); '
+            "no commands",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """`vlm data index DATA`: index shards once, and tell what is in them and what is left out."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm.cli.arguments import add_data
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from vlm.data.dataset import Dataset
     from vlm.data.findings import left_out, useless
     from vlm.data.joined import is_joined
+    from vlm.data.opening import open_indexes
     from vlm.data.patterns import expand
     from vlm.data.shards import default_cache_dir
     from vlm.errors import ConfigError, DataError
@@ -50,11 +52,14 @@ def run(args: argparse.Namespace) -> int:
     columns = Columns(args.image_column, args.caption_column)
     if is_joined(args.data):
         raise ConfigError(f"{args.data}: is an index already; name the shards")
-    paths = expand(packed_patterns(args.data, columns, default_cache_dir()))
+    names = expand(packed_patterns(args.data, columns, default_cache_dir()))
+    urls = [name for name in names if isinstance(name, str)]
+    if urls and args.out:
+        raise ConfigError("--out is for local shards; remote ones have their indexes beside them")
     wanted = Wanted(frozenset(args.field), Store(args.out) if args.out else None)
     ranks = ranks_from_environment()
     shards = index_shards(
-        paths,
+        [name for name in names if isinstance(name, Path)],
         wanted,
         num_workers=args.workers,
         rank=ranks.rank,
@@ -65,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if problems := [problem for shard in shards if (problem := useless(shard))]:
         raise DataError(problems)
+    shards = sorted([*shards, *open_indexes(urls, fields=args.field)], key=lambda s: s.name)
     for line in left_out(shards):
         print(line)
     _print_table(shards)

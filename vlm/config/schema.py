@@ -82,6 +82,8 @@ class DataConfig:
     streams: Count = 1  # part of the order; never changes with the world size
     num_workers: CountOrZero = 2  # loader processes a rank; no part of the order
     cache_gib: Annotated[float, Field(ge=0)] = 0.0  # memory for decoded small pictures, a rank
+    cache_dir: str | None = None  # packs, indexes and remote shards; $XDG_CACHE_HOME/vlm if null
+    shard_cache_gib: Positive = 100.0  # of remote shards, on each node; those used longest ago go
     max_bad_fraction: Fraction = 0.01  # more undecodable samples than this end the run
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

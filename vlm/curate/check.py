@@ -2,13 +2,14 @@
 
 Reasons beside those of indexing and decoding:
 
-    shard.unreadable  there is no such tar, or it is none
+    shard.unreadable  there is no such tar, or it is none; a URL has other bytes than its index says
     shard.size        the tar is not as long as it was when it was indexed
     shard.crc         the bytes of a sample are not those that were indexed
     shard.sha256      the bytes between the samples are not those that were indexed
     index.damaged     the index file is not the one that was written
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +20,11 @@ from vlm.data.dataset import Dataset
 from vlm.data.decode import decode_image
 from vlm.data.index_file import ShardIndex
 from vlm.data.joined import is_joined, read_joined
+from vlm.data.opening import shard_cache
 from vlm.data.patterns import expand
+from vlm.data.remote import shard_name
 from vlm.data.samples import BadSample
-from vlm.data.shards import open_index, recorded_index
+from vlm.data.shards import open_index, open_remote_index, recorded_index
 from vlm.errors import DataError
 from vlm.runtime.files import progress, sha256_file
 from vlm.runtime.processes import spread
@@ -100,7 +103,7 @@ def check(
         num_workers: Processes.
         cache_dir: Where indexes are that do not lie beside their tar; None for the user's.
     """
-    joined = [shard for one in patterns if is_joined(one) for shard in read_joined(Path(one))]
+    joined = [shard for one in patterns if is_joined(one) for shard in read_joined(one)]
     shards = [*joined, *expand([one for one in patterns if not is_joined(one)])]
     examine = partial(check_shard, decode=decode, cache_dir=cache_dir)
     report = Report()
@@ -110,15 +113,15 @@ def check(
     return report
 
 
-def check_shard(shard: ShardIndex | Path, *, decode: bool, cache_dir: Path | None) -> Report:
+def check_shard(shard: ShardIndex | Path | str, *, decode: bool, cache_dir: Path | None) -> Report:
     """What is wrong with one shard."""
     report = Report(num_shards=1)
-    if isinstance(shard, Path):
+    if not isinstance(shard, ShardIndex):
+        name = shard_name(shard) if isinstance(shard, str) else shard.name
         try:
-            index = recorded_index(shard, cache_dir=cache_dir)
-            shard = index or open_index(shard, cache_dir=cache_dir)
+            shard = _index(shard, cache_dir)
         except DataError as error:
-            report.add("shard.unreadable", [Case(shard.name, "", str(error))], 1)
+            report.add("shard.unreadable", [Case(name, "", str(error))], 1)
             return report
     report.num_samples, report.size_bytes = shard.num_samples, shard.size_bytes
     try:
@@ -129,6 +132,12 @@ def check_shard(shard: ShardIndex | Path, *, decode: bool, cache_dir: Path | Non
     else:
         _compare(shard, report, decode=decode)
     return report
+
+
+def _index(shard: Path | str, cache_dir: Path | None) -> ShardIndex:
+    if isinstance(shard, str):
+        return open_remote_index(shard, shard_cache(cache_dir))
+    return recorded_index(shard, cache_dir=cache_dir) or open_index(shard, cache_dir=cache_dir)
 
 
 def _left_out(shard: ShardIndex, report: Report) -> None:
@@ -143,9 +152,10 @@ def _left_out(shard: ShardIndex, report: Report) -> None:
 def _compare(shard: ShardIndex, report: Report, *, decode: bool) -> None:
     """The tar's bytes against its index; sample by sample where they differ, or to decode them."""
     try:
-        size, sha256 = shard.path.stat().st_size, sha256_file(shard.path)
-    except OSError as error:
-        report.add("shard.unreadable", [Case(shard.name, "", str(error.strerror))], 1)
+        size, sha256 = _size_and_sha256(shard)
+    except (OSError, DataError) as error:
+        detail = str(getattr(error, "strerror", error))
+        report.add("shard.unreadable", [Case(shard.name, "", detail)], 1)
         return
     if size != shard.size_bytes:
         detail = f"has {size} bytes; indexed were {shard.size_bytes}"
@@ -161,6 +171,14 @@ def _compare(shard: ShardIndex, report: Report, *, decode: bool) -> None:
         report.add("shard.sha256", [Case(shard.name, "", "changed between its samples")], 1)
 
 
+def _size_and_sha256(shard: ShardIndex) -> tuple[int, str]:
+    if shard.remote is None:
+        return shard.path.stat().st_size, sha256_file(shard.path)
+    shard.remote.recheck()
+    os.close(shard.remote.open())  # nothing else than what the index says can be opened
+    return shard.size_bytes, shard.sha256
+
+
 def _bad_samples(shard: ShardIndex, *, decode: bool) -> Iterator[tuple[str, Case]]:
     dataset = Dataset([shard])
     for sample_id in range(len(dataset)):
@@ -170,5 +188,5 @@ def _bad_samples(shard: ShardIndex, *, decode: bool) -> Iterator[tuple[str, Case
                 decode_image(sample.image)
         except BadSample as bad:
             key = dataset.key(sample_id)
-            detail = bad.detail.removeprefix(f"{shard.path}: {key!r}: ")
+            detail = bad.detail.removeprefix(f"{shard.where}: {key!r}: ")
             yield bad.reason, Case(shard.name, key, detail)

@@ -1,11 +1,9 @@
 """DATA as one data set: shards are opened; folders and tables are packed once into a cache."""
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +11,12 @@ from vlm.curate.listing import Listing, folder_files, list_folder
 from vlm.curate.pack import REPORT, pack
 from vlm.curate.tables import TABLE_SUFFIXES, list_table
 from vlm.data.dataset import Dataset, open_shards
+from vlm.data.opening import SHARD_CACHE_BYTES
 from vlm.data.patterns import neighbours
 from vlm.data.shards import default_cache_dir
 from vlm.data.tally import Tally
-from vlm.errors import ConfigError, DataError, DiskError
+from vlm.errors import ConfigError, DataError
+from vlm.runtime.files import locked
 
 PACK_VERSION = 1  # part of what a cached pack is known by
 
@@ -29,6 +29,7 @@ def open_data(
     image_column: str | None = None,
     caption_column: str | None = None,
     cache_dir: Path | None = None,
+    shard_cache_bytes: int = SHARD_CACHE_BYTES,
     fields: Collection[str] = (),
     require_captions: bool = False,
     log: Log = print,
@@ -43,21 +44,27 @@ def open_data(
         data: What to open.
         image_column: Of a table; guessed if None.
         caption_column: Of a table, one or several with commas between; guessed if None.
-        cache_dir: Where packs are kept, and indexes that cannot lie beside their tar; None for
-            `$XDG_CACHE_HOME/vlm`.
+        cache_dir: Where packs are kept, indexes that cannot lie beside their tar, and copies of
+            remote shards; None for `$XDG_CACHE_HOME/vlm`.
+        shard_cache_bytes: Of all copies of remote shards.
         fields: Numbers of the samples' meta that `Dataset.field` must give.
         require_captions: Whether data without a single caption is an error.
         log: Gets the columns taken, where a pack was made, and what was left out.
 
     Raises:
-        ConfigError: A column of what is no table, a column that does not exist, a URL.
+        ConfigError: A column of what is no table, a column that does not exist, a command.
         DataError: DATA is missing, damaged beyond use, or without what is needed.
         DiskError: The cache cannot be written.
     """
     cache_dir = cache_dir or default_cache_dir()
     patterns = packed_patterns(data, Columns(image_column, caption_column), cache_dir, log=log)
     return open_shards(
-        patterns, cache_dir, fields=fields, require_captions=require_captions, log=log
+        patterns,
+        cache_dir,
+        shard_cache_bytes=shard_cache_bytes,
+        fields=fields,
+        require_captions=require_captions,
+        log=log,
     )
 
 
@@ -176,22 +183,10 @@ def _packed(source: Source, cache: Path, log: Log) -> Path:
     folder = cache / source.digest[:32]
     if folder.exists():
         return folder
-    with _locked(cache / f"{folder.name}.lock"):
+    with locked(cache / f"{folder.name}.lock"):
         if not folder.exists():
             for left in cache.glob(f".{folder.name}.*"):  # by a process that was killed
                 shutil.rmtree(left)
             report = pack(source.listing(), folder)
             log(f"{source.name}: packed {report['num_samples']} pictures into {folder}")
     return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
-    except OSError as error:
-        raise DiskError(f"{path.parent}: cannot be written: {error.strerror}") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

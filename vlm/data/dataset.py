@@ -17,16 +17,15 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
-from vlm.data.findings import left_out, left_out_of_all, useless, without_captions
+from vlm.data.findings import left_out, left_out_of_all, without_captions
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import Field, Record, Rows, ShardIndex
 from vlm.data.joined import is_joined, read_joined
+from vlm.data.opening import SHARD_CACHE_BYTES, open_indexes
 from vlm.data.patterns import expand
 from vlm.data.samples import BadSample, Sample, parse_texts
-from vlm.data.shards import open_index
 from vlm.data.tally import Place
 from vlm.errors import ConfigError, DataError
-from vlm.runtime.files import progress
 
 MAX_OPEN_SHARDS = 64
 Value = TypeVar("Value", bound=np.generic)
@@ -57,7 +56,7 @@ class Dataset:
         self._starts = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
         self._selection = selection
         self.num_samples = self._starts[-1] if selection is None else len(selection)
-        self._tar = lru_cache(MAX_OPEN_SHARDS)(_Descriptor)
+        self._local_tar = lru_cache(MAX_OPEN_SHARDS)(_open_tar)
         self._rows = lru_cache(MAX_OPEN_SHARDS)(ShardIndex.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -120,7 +119,7 @@ class Dataset:
             image = self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
-            where = f"{shard.path}: {key!r}"
+            where = f"{shard.where}: {key!r}"
             raise BadSample(bad.reason, f"{where}: {bad.detail}") from None
         return Sample(key, image, captions, meta)
 
@@ -234,28 +233,38 @@ class Dataset:
 
     def _bytes(self, shard: ShardIndex, field: Field) -> bytes:
         try:
-            file = self._tar(shard)
-            for _ in range(NUM_READS):
+            for attempt in range(NUM_READS):
+                file = self._tar(shard)
                 data = os.pread(file.number, field.size, field.offset)
                 if len(data) == field.size and zlib.crc32(data) == field.crc32:
                     return data
+                if shard.remote and attempt == 0:
+                    shard.remote.recheck()
         except OSError as error:
             raise BadSample("shard.unreadable", str(error.strerror)) from error
         raise BadSample("shard.crc", f"{field.size} bytes at {field.offset} are not as indexed")
+
+    def _tar(self, shard: ShardIndex) -> "_Descriptor":
+        """The shard's tar, open; a remote one's only while it is read, or its copy could not go."""
+        return _Descriptor(shard.remote.open()) if shard.remote else self._local_tar(shard)
 
 
 class _Descriptor:
     """An open file that closes when nobody holds it: never under a thread that reads from it."""
 
-    def __init__(self, shard: ShardIndex) -> None:
-        self.number = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(self.number).st_size
-        if size != shard.size_bytes:
-            raise BadSample("shard.size", f"has {size} bytes; indexed were {shard.size_bytes}")
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        os.close(self.number)
+
+
+def _open_tar(shard: ShardIndex) -> _Descriptor:
+    file = _Descriptor(os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC))
+    size = os.fstat(file.number).st_size
+    if size != shard.size_bytes:
+        raise BadSample("shard.size", f"has {size} bytes; indexed were {shard.size_bytes}")
+    return file
 
 
 def _identity(shard: ShardIndex) -> tuple[str, int, int, str]:
@@ -266,38 +275,34 @@ def open_shards(
     pattern: str | Sequence[str],
     cache_dir: Path | None = None,
     *,
+    shard_cache_bytes: int = SHARD_CACHE_BYTES,
     fields: Collection[str] = (),
     require_captions: bool = False,
     log: Callable[[str], object] = print,
 ) -> Dataset:
-    """Opens local shards as one data set, and indexes those that have no index yet.
+    """Opens shards as one data set, and indexes those local ones that have no index yet.
 
     Args:
         pattern: One or several of what `vlm.data.patterns.expand` takes, or of joined indexes,
             whose shards are looked at only when a sample is read.
-        cache_dir: Where indexes go that cannot be written beside their tar; None for the user's.
+        cache_dir: Where indexes go that cannot be written beside their tar, and what is remote;
+            None for the user's.
+        shard_cache_bytes: How much of remote shards is kept there.
         fields: Numbers of the samples' JSON that `Dataset.field` must give.
         require_captions: Whether a data set without a single caption is an error.
         log: Gets one line for each shard from which something had to be left out.
 
     Raises:
-        ConfigError: A URL or a command.
+        ConfigError: A command, or a remote shard that has no index.
         DataError: A shard is missing, compressed or without images; all of them are told.
         DiskError: An index can be written nowhere.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    joined = {one: read_joined(Path(one)) for one in patterns if is_joined(one)}
-    shards: list[ShardIndex] = []
-    problems: list[str] = []
-    paths = expand([one for one in patterns if not is_joined(one)])
-    for path in progress(paths, description="indexing"):
-        try:
-            shards.append(open_index(path, cache_dir=cache_dir, fields=fields))
-        except DataError as error:
-            problems += error.problems
-    problems += [problem for shard in shards if (problem := useless(shard))]
-    if problems:
-        raise DataError(problems)
+    joined = {one: read_joined(one) for one in patterns if is_joined(one)}
+    names = expand([one for one in patterns if not is_joined(one)])
+    shards = open_indexes(
+        names, cache_dir=cache_dir, shard_cache_bytes=shard_cache_bytes, fields=fields
+    )
     told = (left_out_of_all(name, found) for name, found in joined.items())
     for line in chain(left_out(shards), *told):
         log(line)

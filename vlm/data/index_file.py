@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from vlm.data.grouping import TEXT_SUFFIXES
+from vlm.data.remote import RemoteShard
 from vlm.data.tar import Problem
 from vlm.errors import DataError
 
@@ -97,6 +98,7 @@ class ShardIndex:
         crc32: Of the index file.
         columns: The numbers of the samples' JSON that it holds.
         rejects: What was left out, counted by reason.
+        remote: Where the tar is, if it is not here; `path` is where its copy will be.
     """
 
     path: Path
@@ -108,11 +110,17 @@ class ShardIndex:
     crc32: int
     columns: tuple[str, ...]
     rejects: dict[str, int]
+    remote: RemoteShard | None = None
 
     @property
     def name(self) -> str:
         """The tar's file name."""
-        return self.path.name
+        return self.remote.name if self.remote else self.path.name
+
+    @property
+    def where(self) -> str:
+        """The tar's URL or path, for messages."""
+        return str(self.remote or self.path)
 
     def is_of(self, stat: os.stat_result) -> bool:
         """Whether the tar is still as it was when it was indexed, by its size and time."""

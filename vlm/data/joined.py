@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.data.index_file import SUFFIX, ShardIndex
-from vlm.errors import DataError
+from vlm.errors import ConfigError, DataError
 
 FORMAT, VERSION = "vlm-joined-index", 1
 NAME = "shards.json"
@@ -113,12 +113,19 @@ def _shards(content: dict[str, Any], folder: Path) -> list[ShardIndex]:
     ]
 
 
-def read_joined(path: Path) -> list[ShardIndex]:
+def read_joined(name: str) -> list[ShardIndex]:
     """Returns the indexes that a joined index file stands for, none of them opened.
 
     Raises:
+        ConfigError: It is a URL.
         DataError: It is missing, damaged, of another version, or something else.
     """
+    if "://" in name:
+        raise ConfigError(
+            f"{name}: a joined index is read from disk alone; name the remote shards themselves, "
+            "as in https://host/{0000..0123}.tar"
+        )
+    path = Path(name)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 from vlm.data.dataset import Dataset
 from vlm.data.decode import load_pixels, open_image
 from vlm.data.order import Order, check_divides, draws_of_visit
+from vlm.data.prefetch import look_ahead
 from vlm.data.samples import BadSample
 from vlm.data.tally import Place, Tally
 from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
@@ -93,6 +94,7 @@ def training_batches(
     first_micro_batch: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    ranks_per_node: int = 1,
     num_workers: int = 0,
     cache_bytes: int = 0,
     pin_memory: bool = False,
@@ -114,6 +116,7 @@ def training_batches(
         first_micro_batch: Where to begin, for a resumed run: consumed steps x A.
         rank: Of this process.
         world_size: Processes that share a global batch.
+        ranks_per_node: Neighbours that share a node and its cache of remote shards.
         num_workers: Processes that build micro-batches; 0 builds them here.
         cache_bytes: Memory for decoded small pictures, over all workers of this rank; 0: none. A
             picture in it is not read and decoded again, which is 2/3 of a 64 px WebP's cost.
@@ -143,7 +146,16 @@ def training_batches(
         cache_bytes=worker_cache_bytes,
         shuffle_tags=shuffle_tags,
     )
-    return build_in_order(
+    if world_size % ranks_per_node:
+        ranks_per_node = 1  # nodes of unequal size: each rank looks ahead for itself
+    prefetcher = look_ahead(
+        dataset,
+        order,
+        first_step=first_micro_batch // per_step,
+        rank=rank // ranks_per_node,
+        world_size=world_size // ranks_per_node,
+    )
+    batches = build_in_order(
         make_builder,
         range(first_micro_batch, sys.maxsize),
         num_workers=num_workers,
@@ -151,6 +163,7 @@ def training_batches(
         cache_bytes=worker_cache_bytes,
         pin_memory=pin_memory,
     )
+    return prefetcher.hand_on(batches, first_batch=first_micro_batch, batches_per_step=per_step)
 
 
 def evaluation_batches(

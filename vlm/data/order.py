@@ -219,6 +219,28 @@ def _equal_rows(*keys: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " b"]]
     yield from (rows for rows in np.split(order, edges[1:]) if rows.size)
 
 
+def shards_of_steps(
+    order: Order,
+    shard_sizes: Sequence[int],
+    steps: range,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[int]:
+    """The shards that a rank's slices of these steps draw from, in order of first use.
+
+    What to fetch ahead. Ranks of a node are neighbours, so a node is a rank among the nodes.
+
+    Raises:
+        ConfigError: `world_size` does not divide the global batch.
+    """
+    ids = [order.batch(step, rank=rank, world_size=world_size)[1] for step in steps]
+    shards = np.searchsorted(np.cumsum(shard_sizes), np.concatenate(ids), side="right")
+    found, first_uses = np.unique(shards, return_index=True)
+    in_order: list[int] = found[np.argsort(first_uses)].tolist()
+    return in_order
+
+
 def check_divides(name: str, value: int, whole_name: str, whole: int) -> None:
     """Raise a `ConfigError` that lists the nearest valid values."""
     check_positive(name, value)

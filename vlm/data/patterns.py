@@ -1,4 +1,4 @@
-"""From a shard pattern to the files that it names."""
+"""From a shard pattern to the files and URLs that it names."""
 
 import difflib
 import glob
@@ -7,46 +7,57 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm.data.streams import SCHEME, check_url, is_http, list_urls
 from vlm.errors import ConfigError, DataError
 
 MAX_EXPANSION = (
     100_000  # files one pattern may name; the largest public sets have half as many shards
 )
 
+# compressed tars are listed too, to be refused by name rather than passed over
+SHARD = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")
 BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
 
 
-def expand(pattern: str | Sequence[str]) -> list[Path]:
-    """Returns the local files that a shard pattern names, each once, sorted by name.
+def expand(pattern: str | Sequence[str]) -> list[Path | str]:
+    """Returns the files, as paths, and URLs, as text, that a shard pattern names; each once.
+
+    They are sorted by name. Whether a URL holds anything shows when it is opened.
 
     Args:
         pattern: Globs (`train-*.tar`, `**/*.tar`), ranges (`train-{0000..0003}.tar`) and lists
-            (`{train,val}.tar`), or several of these.
+            (`{train,val}.tar`), or several of these. URLs may have globs where they can be listed,
+            which http cannot.
 
     Raises:
-        ConfigError: A URL, a command, or more than `MAX_EXPANSION` names.
+        ConfigError: A command, a URL that cannot be, or more than `MAX_EXPANSION` names.
         DataError: Something that a pattern names is not there; all such patterns are told.
     """
-    paths: dict[Path, Path] = {}
+    names: dict[Path | str, Path | str] = {}
     problems: list[str] = []
     for one in [pattern] if isinstance(pattern, str) else pattern:
         try:
-            paths |= {path.resolve(): path for path in _expand_one(one)}
+            names |= {_same(name): name for name in _expand_one(one)}
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
-    return sorted(paths.values(), key=lambda path: (path.name, str(path)))
+    return sorted(names.values(), key=lambda name: (str(name).rpartition("/")[2], str(name)))
 
 
-def _expand_one(pattern: str) -> list[Path]:
+def _same(name: Path | str) -> Path | str:
+    return name if isinstance(name, str) else name.resolve()
+
+
+def _expand_one(pattern: str) -> Sequence[Path | str]:
     if os.path.isfile(pattern):
         return [Path(pattern)]
     if pattern == "-":
         raise ConfigError('"-": samples are read by random access; shards must be files')
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern):
-        raise ConfigError(f'"{pattern}": remote shards are not supported yet; name local files')
-    found, missing = [], []
+    if SCHEME.match(pattern):
+        check_url(pattern)
+        return [url for name in _alternatives(pattern) for url in _urls(name)]
+    found, missing = list[Path](), []
     for name in _alternatives(os.path.expanduser(pattern)):
         hits = _files(name)
         found += hits
@@ -63,10 +74,24 @@ def _expand_one(pattern: str) -> list[Path]:
 def _files(name: str) -> list[Path]:
     if not glob.has_magic(name):
         return [Path(name)] if os.path.isfile(name) else []
-    # compressed tars are listed too, to be refused by name rather than passed over
-    shard = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$")
     hits = glob.glob(name, recursive=True)
-    return [Path(hit) for hit in hits if shard.search(hit) and os.path.isfile(hit)]
+    return [Path(hit) for hit in hits if SHARD.search(hit) and os.path.isfile(hit)]
+
+
+def _urls(name: str) -> list[str]:
+    """A URL, or those that a glob in it finds."""
+    if is_http(name):
+        if "*" in name:
+            raise ConfigError(
+                f'"{name}": a web server cannot be listed; name ranges: {{0000..0123}}'
+            )
+        return [name]
+    if not glob.has_magic(name):
+        return [name]
+    found = [url for url in list_urls(name) if SHARD.search(url)]
+    if not found:
+        raise DataError(f'no shard matches "{name}"')
+    return found
 
 
 def _alternatives(pattern: str) -> list[str]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ from vlm.data.index_file import (
     decode_index,
     encode_index,
 )
+from vlm.data.remote import RemoteShard, ShardCache
 from vlm.data.samples import BadSample, parse_texts
-from vlm.errors import DataError, DiskError
+from vlm.errors import ConfigError, DataError, DiskError
 from vlm.runtime.files import write_atomic
 
 MAX_IMAGE_BYTES = 1 << 28
@@ -87,6 +89,30 @@ def index_places(path: Path, stat: os.stat_result, cache_dir: Path | None) -> li
     cached = hashlib.sha256(identity.encode()).hexdigest() + SUFFIX
     cache = (cache_dir or default_cache_dir()) / "index"
     return [path.with_name(path.name + SUFFIX), cache / cached]
+
+
+def open_remote_index(url: str, cache: ShardCache, *, fields: Collection[str] = ()) -> ShardIndex:
+    """Returns the index that lies beside a remote tar, fetched once.
+
+    Args:
+        url: Of the tar.
+        cache: Where copies of the index and the tar are kept.
+        fields: Numbers of the samples' JSON that the index must hold.
+
+    Raises:
+        ConfigError: There is none, or it lacks a field.
+        DataError: There is no such tar, or the index is damaged.
+    """
+    path, kept = cache.file(url, ".tar"), cache.file(url, SUFFIX)
+    index = cache.index(url, lambda file: load_index(path, file))
+    remote = RemoteShard(url, index.size_bytes, index.sha256, cache)
+    if missing := sorted(set(fields) - set(index.columns)):
+        options = " ".join(f"--field {name}" for name in missing)
+        raise ConfigError(
+            f"{remote}: its index lacks {', '.join(missing)}; run vlm data index {options} where "
+            f"the tars are, upload the .tar.idx files, and delete {kept.parent}"
+        )
+    return replace(index, index_path=kept, remote=remote)
 
 
 def default_cache_dir() -> Path:

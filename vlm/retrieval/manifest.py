@@ -1,6 +1,5 @@
 """`index.json`: what an index consists of. It is replaced whole, by one writer at a time."""
 
-import fcntl
 import hashlib
 import json
 import re
@@ -10,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import ConfigError, DataError, DiskError
-from vlm.runtime.files import write_atomic
+from vlm.errors import ConfigError, DataError
+from vlm.runtime.files import locked, write_atomic
 
 VERSION = 1
 NAME = "index.json"
@@ -98,13 +97,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         ConfigError: Another process holds it.
         DiskError: The folder cannot be written.
     """
-    try:
-        file = (folder / ".lock").open("wb")
-    except OSError as error:
-        raise DiskError(f"{folder}: cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{folder}: another process is writing to it; wait for it") from None
+    with locked(folder / ".lock", wait=False) as held:
+        if not held:
+            raise ConfigError(f"{folder}: another process is writing to it; wait for it")
         yield

@@ -21,6 +21,7 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -29,10 +30,12 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """What torchrun says in RANK, LOCAL_RANK and WORLD_SIZE; one process where it says nothing."""
-    env = os.environ
+    """What torchrun says in RANK, LOCAL_RANK, ...; one process where it says nothing."""
     return Ranks(
-        int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        rank=int(os.environ.get("RANK", 0)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
     )
 
 

@@ -1,7 +1,8 @@
-"""Files and folders, whole or absent: written aside, synced, renamed; and a bar while many are."""
+"""Files and folders, whole or absent: written aside, synced, renamed; locks; a progress bar."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -126,6 +127,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock file against other processes and threads; yields whether it could be had.
+
+    The lock ends with its holder, however that dies; the file stays.
+
+    Raises:
+        DiskError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError as error:
+        raise DiskError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def progress(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:

@@ -57,6 +57,7 @@ class Parts:
             first_micro_batch=first_step,
             rank=ranks.rank,
             world_size=ranks.world_size,
+            ranks_per_node=ranks.local_world_size,
             num_workers=config.data.num_workers,
             cache_bytes=int(config.data.cache_gib * 2**30),
             shuffle_tags=augment.shuffle_tags,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vlm.config.schema import Config, DataConfig, SourceConfig
@@ -11,6 +12,7 @@ from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
 from vlm.data.mixture import MixedOrder, cycle_counts, join
 from vlm.data.order import Order, SampleOrder
+from vlm.data.remote import GIB
 from vlm.errors import ConfigError
 
 Log = Callable[[str], object]
@@ -73,7 +75,7 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
     sources = _sources(config.data)
     chosen, ledgers = [], []
     for source in sources:
-        dataset, ledger = _open(source, config.data.val_fraction, log)
+        dataset, ledger = _open(source, config.data, log)
         chosen.append(dataset)
         ledgers.append(ledger)
         if len(sources) > 1 or ledger.dropped.counts:
@@ -99,17 +101,19 @@ def _sources(data: DataConfig) -> tuple[SourceConfig, ...]:
     )
 
 
-def _open(source: SourceConfig, val_fraction: float, log: Log) -> tuple[Dataset, Ledger]:
+def _open(source: SourceConfig, data: DataConfig, log: Log) -> tuple[Dataset, Ledger]:
     dataset = open_data(
         source.data,
         image_column=source.image_column,
         caption_column=source.caption_column,
+        cache_dir=Path(data.cache_dir) if data.cache_dir else None,
+        shard_cache_bytes=int(data.shard_cache_gib * GIB),
         fields=tuple(source.filter.fields),
         require_captions=True,
         log=log,
     )
     name = source.name or source.data
-    return choose(dataset, source.filter, name=name, val_fraction=val_fraction, log=log)
+    return choose(dataset, source.filter, name=name, val_fraction=data.val_fraction, log=log)
 
 
 def _counts(sources: tuple[SourceConfig, ...], chosen: list[Dataset]) -> list[int]:
