@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vlm.data.order import SampleOrder
-from vlm.data.shards import RECORD
+from vlm.data.index_file import RECORD
 
 RESULT = Path("benchmarks/results/scaling.json")
 STREAMS = (1, 64, 1024)

@@ -1,4 +1,6 @@
-"""Pictures and texts of every bad class in one shard each: masked, counted by class, none silent.
+"""Pictures and texts of every bad class in one shard each: counted by class, none silent.
+
+What a header or the texts show is left out by the index; the rest is masked when it is read.
 
 Real loader processes build the batches; that the odd but valid pictures come out with the right
 pixels is tests/data/test_decode.py.
@@ -20,11 +22,13 @@ import pytest
 from PIL import Image
 from webdataset import TarWriter
 
-from vlm.data.dataset import MAX_TEXT_BYTES, open_shards
+from vlm.data.dataset import open_shards
 from vlm.data.decode import decode_image
 from vlm.data.loader import evaluation_batches, training_batches
 from vlm.data.order import SampleOrder
 from vlm.data.samples import BadSample
+from vlm.data.shards import MAX_TEXT_BYTES
+from vlm.data.tally import Tally
 from vlm.data.transforms import EvalTransform, TrainTransform
 from vlm.tokenizer import train_bpe
 
@@ -136,9 +140,8 @@ def peak_mib(pids):
 
 
 def epoch(dataset, num_workers):
-    """Whether each sample was valid in an epoch of training, the reasons, and the workers' peak."""
-    batch_size = len(dataset) // 4
-    assert batch_size * 4 == len(dataset)
+    """Each key's validity in an epoch of training, the tally of reasons, and the workers' peak."""
+    batch_size = max(n for n in range(1, len(dataset) // 2 + 1) if len(dataset) % n == 0)
     batches = training_batches(
         dataset,
         SampleOrder(dataset.shard_sizes, seed=0, streams=1, global_batch_size=batch_size),
@@ -148,17 +151,30 @@ def epoch(dataset, num_workers):
         micro_batch_size=batch_size,
         num_workers=num_workers,
     )
-    valid, bad = {}, Counter()
-    for _ in range(4):
+    valid, bad = {}, Tally()
+    for _ in range(len(dataset) // batch_size):
         batch = next(batches)
-        bad.update(batch.bad)
+        bad.merge(batch.bad)
         for sample_id, ok in zip(batch.sample_ids.tolist(), batch.valid.tolist(), strict=True):
-            assert sample_id not in valid
-            valid[sample_id] = ok
+            key = dataset.key(sample_id)
+            assert key not in valid
+            valid[key] = ok
             assert ok or int(batch.images[batch.sample_ids == sample_id].max()) == 0
     peak = peak_mib([worker.pid for worker in multiprocessing.active_children()] or ["self"])
     batches.close()
-    return [valid[i] for i in range(len(dataset))], bad, peak
+    assert bad.total == list(valid.values()).count(False)
+    for place in (place for places in bad.examples.values() for place in places):
+        assert (place.shard, valid[place.key]) == ("train-0000.tar", False)
+    return valid, bad, peak
+
+
+def told_by_the_index(dataset):
+    """Key: reason. Of what was left out, all of it told, and once."""
+    told = dataset.shards[0].details().quarantine
+    assert Counter(case.reason for case in told) == dataset.rejects
+    reasons = {case.key: case.reason for case in told}
+    assert len(reasons) == len(told)
+    return reasons
 
 
 @pytest.mark.parametrize("repeats", REPEATS)
@@ -172,11 +188,17 @@ def test_every_bad_picture_is_masked_and_counted(shard, repeats):
         samples += [("good", {"jpg": encoded(pixels(seed), "JPEG"), "txt": "good"})] * 4
     dataset = shard(samples)
     valid, bad, peak = epoch(dataset, num_workers=2)
-    assert valid == [kind == "good" for kind, _ in samples]
-    assert bad.total() + sum(valid) == len(samples)
-    expected = Counter(kind for kind, _ in samples if kind not in ("good", None))
-    assert (bad - expected).keys() <= {"image.truncated", "image.unreadable"}
-    assert expected <= bad
+    rejected = told_by_the_index(dataset)
+    kinds = {f"{number:04}": kind for number, (kind, _) in enumerate(samples)}
+    assert not valid.keys() & rejected.keys()  # kept, or left out; never both, and never neither
+    assert valid.keys() | rejected.keys() == kinds.keys()
+    assert {key for key, ok in valid.items() if ok} == {k for k, v in kinds.items() if v == "good"}
+    assert all(kinds[key] in (None, reason) for key, reason in rejected.items())
+    lost = Counter(dataset.rejects) + Counter(bad.counts)
+    expected = Counter(kind for kind in kinds.values() if kind not in ("good", None))
+    assert (lost - expected).keys() <= {"image.truncated", "image.unreadable"}
+    assert expected <= lost
+    assert bad.counts.keys() == {"image.truncated", "image.unreadable"}  # what no header shows
     assert peak < 1024  # MiB
 
 
@@ -195,7 +217,8 @@ def test_no_odd_picture_is_masked(shard):
     fields = [{"jpg": data, "txt": name} for name, data in pictures.items()]
     dataset = shard([("odd", one) for one in fields + fields[:2]])
     valid, bad, _ = epoch(dataset, num_workers=0)
-    assert (all(valid), bad) == (True, {})
+    assert (dataset.rejects, len(dataset)) == ({}, len(fields) + 2)
+    assert (all(valid.values()), bad.total) == (True, 0)
     batches = evaluation_batches(dataset, transform=EvalTransform(16), batch_size=7, num_workers=1)
     assert all(bool(batch.valid.all()) for batch in batches)
 
@@ -234,28 +257,34 @@ def test_every_bad_text_is_masked_and_counted(shard, repeats):
     samples = [
         (reason, {"png": image, **fields}) for fields, reason in texts(10**5 * repeats).values()
     ] * repeats + [(None, {"png": image, "json": json.dumps({"captions": ["a"]}).encode()})] * 2
-    samples = samples[: len(samples) // 4 * 4]
     started = time.process_time()
-    valid, bad, _ = epoch(shard(samples), num_workers=0)
-    assert valid == [reason is None for reason, _ in samples]
-    assert bad == Counter(reason for reason, _ in samples if reason is not None)
+    dataset = shard(samples)
+    valid, bad, _ = epoch(dataset, num_workers=0)
+    reasons = {f"{number:04}": reason for number, (reason, _) in enumerate(samples)}
+    masked = {key for key, reason in reasons.items() if reason == "text.missing"}  # can be read
+    left_out = {k: reason for k, reason in reasons.items() if reason and k not in masked}
+    assert told_by_the_index(dataset) == left_out
+    assert valid == {key: key not in masked for key in reasons if key not in left_out}
+    assert bad.counts == {"text.missing": len(masked)}
     assert time.process_time() - started < 2 * len(samples)
 
 
 @pytest.mark.long
 def test_a_text_of_a_gibibyte_is_refused_by_its_size(tmp_path):
-    """A sparse file: read once to be indexed, never as a text."""
-    path = tmp_path / "train-0000.tar"
+    """A sparse file: hashed as a whole to be indexed, never read as a text."""
+    path, image = tmp_path / "train-0000.tar", encoded(Image.new("RGB", (1, 1)), "PNG")
+    fields = {"a.png": (image, len(image)), "a.txt": (b"", 2**30)}
+    fields |= {"b.png": (image, len(image)), "b.txt": (b"b", 1)}
     with path.open("wb") as file:
-        for name, size in (("a.png", 8), ("a.txt", 2**30), ("b.png", 8), ("b.txt", 1)):
+        for name, (data, size) in fields.items():
             info = tarfile.TarInfo(name)
             info.size = size
-            file.write(info.tobuf(tarfile.USTAR_FORMAT))
-            file.seek(-(-size // 512) * 512, 1)
+            file.write(info.tobuf(tarfile.USTAR_FORMAT) + data)
+            file.seek(-(-size // 512) * 512 - len(data), 1)
         file.seek(1023, 1)
         file.write(b"\0")
-    dataset = open_shards(str(path))
     before = peak_mib(["self"])
-    with pytest.raises(BadSample, match=r"text\.size"):
-        dataset.read(0)
+    dataset = open_shards(str(path))
+    assert told_by_the_index(dataset) == {"a": "text.size"}
+    assert [dataset.read(row).captions for row in range(len(dataset))] == [("b",)]
     assert peak_mib(["self"]) - before < 8

@@ -7,11 +7,22 @@ import tarfile
 
 import pytest
 import webdataset
+from PIL import Image
 
 from vlm.data.dataset import open_shards
 from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
+SIZES = (0, 1, 511, 512, 513, 3000, 70_000)
+
+
+def picture(form):
+    file = io.BytesIO()
+    Image.new("RGB", (2, 1)).save(file, form)
+    return file.getvalue()
+
+
+PICTURES = [picture(form) for form in ("PNG", "GIF", "JPEG", "WEBP")]
 
 
 def write_random(path, rng):
@@ -35,7 +46,11 @@ def _data(suffix, rng):
         return b'{"caption": "%d"}' % rng.randrange(10**9)
     if suffix in TEXT_SUFFIXES:
         return " ".join(rng.choices(["über", "a", "猫", "word"], k=rng.randrange(200))).encode()
-    return rng.randbytes(rng.choice([0, 1, 511, 512, 513, 3000, 70_000]))
+    size = rng.choice(SIZES)
+    if suffix.lower() in IMAGE_SUFFIXES:  # the index reads its header; what follows is anything
+        start = rng.choice(PICTURES)
+        return start + rng.randbytes(max(0, size - len(start)))
+    return rng.randbytes(size)
 
 
 def _add(tar, name, data):

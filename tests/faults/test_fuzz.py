@@ -20,19 +20,26 @@ amounts = pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    """Healthy tars in every format, names short and long; each field says whose it is, 20 times."""
+    """Healthy tars and where their samples begin: every format, names short and long.
+
+    Each field says whose it is, 20 times and more.
+    """
     path, contents = tmp_path_factory.mktemp("healthy") / "a.tar", []
+    start = encoded("PNG")
     for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         for folder in ("", "folder/", "früh/", "x" * 90 + "/" + "y" * 40 + "/"):
             with tarfile.open(path, "w", format=form) as tar:
                 for number in range(6):
-                    texts = {"jpg": f"{number} jpg ", "txt": f"{number} txt "}
-                    fields = {suffix: text * (20 + 60 * number) for suffix, text in texts.items()}
-                    for suffix, text in {**fields, "json": f'{{"number": {number}}}'}.items():
+                    image, text = (b"%d %s " % (number, kind) for kind in (b"png", b"txt"))
+                    times = 20 + 60 * number
+                    fields = {"png": start + image * times, "txt": text * times}
+                    for suffix, data in {**fields, "json": b'{"number": %d}' % number}.items():
                         info = tarfile.TarInfo(f"{folder}s{number}.{suffix}")
-                        info.size = len(text)
-                        tar.addfile(info, io.BytesIO(text.encode()))
-            contents.append(path.read_bytes())
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
+            with tarfile.open(path) as tar:
+                begins = [member.offset for member in tar.getmembers()[::3]]
+            contents.append((path.read_bytes(), begins))
     return contents
 
 
@@ -67,16 +74,29 @@ def shift(data, rng):
 
 def owner(field):
     """The sample that a field says it is of, by majority."""
-    said = Counter(re.findall(rb"(\d) (?:jpg|txt) ", field))
+    said = Counter(re.findall(rb"(\d) (?:png|txt) ", field))
     return said.most_common(1)[0][0] if said else None
+
+
+def read_all(dataset):
+    """Each sample, or the reason why it cannot be read."""
+    found = []
+    for sample_id in range(len(dataset)):
+        try:
+            found.append(dataset.read(sample_id))
+        except BadSample as bad:
+            found.append(bad.reason)
+    return found
 
 
 @amounts
 @pytest.mark.parametrize("damage", [spoil, shift])
 def test_mutated_tars(tars, tmp_path, damage, count):
+    """Damaged, indexed, and damaged again: told by the index, then masked where it is read."""
     rng, outcomes = random.Random(0), Counter()
     for number in range(count):
-        data = bytearray(tars[number % len(tars)])
+        content, begins = tars[number % len(tars)]
+        data = bytearray(content)
         damage(data, rng)
         path = tmp_path / f"{number}.tar"
         path.write_bytes(data)
@@ -86,21 +106,30 @@ def test_mutated_tars(tars, tmp_path, damage, count):
             outcomes["refused"] += 1
             continue
         outcomes["shards with rejects"] += bool(dataset.rejects)
-        outcomes["rejects"] += sum(dataset.rejects.values())
-        for sample_id in range(len(dataset)):
-            try:
-                sample = dataset.read(sample_id)
-            except BadSample as bad:
-                outcomes[bad.reason] += 1
-                continue
-            outcomes["read"] += 1
-            if damage is spoil and sample.captions:
-                owners = {owner(sample.image), owner(sample.captions[0].encode() + b" ")}
-                assert len(owners - {None}) <= 1, sample.key
+        outcomes.update(dataset.rejects)
+        problems = dataset.shards[0].details().quarantine
+        assert Counter(problem.reason for problem in problems) == dataset.rejects
+        samples = read_all(dataset)  # what the index holds can be read while the tar is as it was
+        outcomes["read"] += len(samples)
+        for sample in samples if damage is spoil else ():
+            owners = {owner(sample.image), *map(owner, (t.encode() + b" " for t in sample.captions))}
+            assert len(owners - {None}) <= 1, sample.key
+        if damage is spoil:
+            kept = [int(sample.key[-1]) for sample in samples]
+            assert kept == sorted(set(kept))
+            lost = set(range(len(begins))).difference(kept)
+            # zeros up to the end are how a tar ends: all that no reader can tell
+            assert problems or not any(any(data[begins[sample] :]) for sample in lost)
+        damage(data, rng)
+        path.write_bytes(data)
+        for before, after in zip(samples, read_all(dataset), strict=True):
+            assert after in (before, "shard.crc")
+            outcomes["masked"] += after != before
         path.unlink()
     print(dict(outcomes))
     assert outcomes["read"] > count
-    assert {"shards with rejects", "text.json", "text.encoding"} <= set(outcomes)
+    assert {"shards with rejects", "masked", "text.json", "text.encoding"} <= set(outcomes)
+    assert any(reason.startswith("image.") for reason in outcomes)
 
 
 def encoded(form, **options):

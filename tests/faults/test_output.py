@@ -80,8 +80,7 @@ def test_the_report_shows_it_as_text(text):
 
 @each
 def test_a_csv_has_no_formula_and_reads_back(text, tmp_path):
-    with new_csv(tmp_path / "x.csv") as write:
-        write(["key", "caption"])
+    with new_csv(tmp_path / "x.csv", ["key", "caption"]) as write:
         write([text, text])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))

@@ -20,6 +20,7 @@ from vlm.data.dataset import Dataset, open_shards
 from vlm.data.loader import training_batches
 from vlm.data.order import SampleOrder
 from vlm.data.samples import BadSample
+from vlm.data.tally import Place
 from vlm.data.transforms import TrainTransform
 from vlm.tokenizer import train_bpe
 
@@ -102,6 +103,9 @@ class Unread(Dataset):
 
     def read(self, sample_id):
         raise BadSample("text.missing", "not read")
+
+    def place(self, sample_id):
+        return Place("none.tar", str(sample_id), 0)
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def _header_at(descriptor: int, position: int, said: dict[str, str], end: int) -
     block = os.pread(descriptor, BLOCK, position)
     if not block.strip(b"\0"):
         after = _after_zeros(descriptor, position, end)
-        if after == end and end <= -(-(position + 2 * BLOCK) // RECORD) * RECORD:
+        if after == end and end - position < RECORD + 2 * BLOCK:
             return None
         if after == end:
             raise _Damage("shard.zeroed", "zeros to the end, more than a tar is padded with", end)

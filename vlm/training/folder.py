@@ -34,7 +34,6 @@ def refuse_overwriting(folder: Path, resume: str) -> None:
 
 def describe(folder: Path, parts: Parts) -> None:
     """config.yaml reruns the run; ledger.json says on what, command.json what made it."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).unlink(missing_ok=True)
     write_atomic(folder / "config.yaml", dump_config(parts.config).encode())
     write_atomic(folder / "ledger.json", parts.data.ledger())
