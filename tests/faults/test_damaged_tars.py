@@ -18,7 +18,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from vlm.data import tar
+from vlm.data import grouping, tar
 from vlm.data.dataset import open_shards
 from vlm.data.loader import training_batches
 from vlm.data.order import SampleOrder
@@ -103,7 +103,7 @@ def outcome(tmp_path):
             assert Image.open(io.BytesIO(sample.image)).width == number + 1
             kept[number] = sample
         with path.open("rb") as file:
-            _, problems, _ = tar.samples(tar.scan(file.fileno(), name=path.name))
+            _, problems, _ = grouping.samples(tar.scan(file.fileno(), name=path.name))
         assert sum(dataset.rejects.values()) == len(problems)  # none is told that is not counted
         assert bool(told) == bool(problems)
         return kept, problems

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from vlm.data.dataset import open_shards
-from vlm.data.tar import IMAGE_SUFFIXES, TEXT_SUFFIXES
+from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
 

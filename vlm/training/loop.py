@@ -64,19 +64,14 @@ def train(
         parts = build_parts(settings, ranks)
         if ranks.is_main:
             describe(folder, parts)
-        with Saver(folder / "checkpoints", settings) as saver, stop.deferred():
-            _fit(parts, folder, ranks, saver, stop, watch)
+        with stop.deferred():
+            _fit(parts, folder, ranks, stop, watch)
         watch.end("after the last step")
         return _finish(parts, folder, ranks)
 
 
 def _fit(
-    parts: Parts,
-    folder: Path,
-    ranks: distributed.Ranks,
-    saver: Saver,
-    stop: StopSignals,
-    watch: Watch,
+    parts: Parts, folder: Path, ranks: distributed.Ranks, stop: StopSignals, watch: Watch
 ) -> None:
     """Steps until the run's end, from wherever its newest checkpoint stands."""
     settings = parts.config
@@ -97,10 +92,11 @@ def _fit(
         every_steps=settings.run.log_every_steps,
         start_step=first,
     )
-    saver.log = log
     if first:
         log.say(f"resuming {folder} at step {first} of {parts.num_steps}")
-    with closing(log), closing(parts.batches(first, ranks)) as batches:
+    saver = Saver(folder / "checkpoints", settings)
+    saver.log = log
+    with closing(log), saver, closing(parts.batches(first, ranks)) as batches:
         for step in range(first, parts.num_steps):
             done = step + 1
             watch.begin(done, "waiting for data")
