@@ -39,7 +39,6 @@ def parts(config, web, tmp_path):
 
 def test_a_remote_mixture_trains_as_the_local_one(parts, web, tmp_path):
     local, remote = parts(lambda name: str(web.folder / name)), parts(web.url)
-    assert web.count(".tar") == 0
     assert remote.data.state == local.data.state
     batches = [made.batches(5, Ranks()) for made in (local, remote)]
     for _ in range(3):
@@ -53,6 +52,6 @@ def test_a_remote_mixture_trains_as_the_local_one(parts, web, tmp_path):
 
 
 def test_a_cache_too_small_for_a_step_of_a_mixture_is_refused(parts, web):
-    remote = parts(web.url, **{"data.shard_cache_gib": 1e-4})
-    with pytest.raises(ConfigError, match=r"shard_cache_gib \(0.0001\) is less than"):
+    remote = parts(web.url, **{"data.shard_cache_gib": 0.002})
+    with pytest.raises(ConfigError, match=r"shard_cache_gib \(0.002\) is less than the"):
         next(remote.batches(0, Ranks()))

@@ -8,6 +8,7 @@ import torch
 
 from vlm import checkpoint
 from vlm.config.load import load_config
+from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DiskError, NonFiniteError, Preempted
 from vlm.runtime.distributed import Ranks
 from vlm.training.run_log import RunLog
@@ -38,8 +39,8 @@ def make(config, tmp_path):
 
 
 def log_loss(saver, step, loss):
-    result = StepResult({"loss": loss}, 1.0, False, 1e-3, 14.0, 16, 0, 0.1, {})
-    saver.log.write(step, result, data_wait_s=0.0, num_bad=0)
+    result = StepResult({"loss": loss}, 1.0, False, 1e-3, 14.0, 16, 0, 0.1, Tally())
+    saver.log.write(step, result, data_wait_s=0.0, counters={"bad_samples": 0, "skipped_steps": 0})
 
 
 def files(folder):
