@@ -367,29 +367,32 @@ def changed_after_indexing(content, healthy, how):
         for number in (3, 6, 11):
             content[healthy.header(number, 0) + 520] ^= 1
         return {3, 6, 11}
-    if how == "cut":
+    if how in ("cut", "cut while open"):
         del content[healthy.header(9, 1) :]
-        return set(range(9, NUM_SAMPLES))
+        return set(range(9 if how == "cut while open" else 0, NUM_SAMPLES))
     content[healthy.header(5, 2) + 512] ^= 0x80
     return {5}
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "caption"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "cut while open", "caption"])
 def test_damage_after_indexing_is_masked_and_counted(healthy, tmp_path, how):
     path = tmp_path / "train-0000.tar"
     path.write_bytes(healthy.content)
     dataset = open_shards(str(path))
+    if how == "cut while open":
+        dataset.read(0)
+    reason = "shard.size" if how == "cut" else "shard.crc"
     content = bytearray(healthy.content)
     hit = changed_after_indexing(content, healthy, how)
     path.write_bytes(content)
     valid, bad = epoch_of(dataset)
     assert {number for number, ok in enumerate(valid) if not ok} == hit
-    assert bad.counts == {"shard.crc": len(hit)}
-    assert {place.key for place in bad.examples["shard.crc"]} <= {f"s{n:03}" for n in hit}
+    assert bad.counts == {reason: len(hit)}
+    assert {place.key for place in bad.examples[reason]} <= {f"s{n:03}" for n in hit}
     for number in set(range(NUM_SAMPLES)) - hit:
         assert dataset.read(number).captions == (f"caption {number}",)
     for number in hit:
-        with pytest.raises(BadSample):
+        with pytest.raises(BadSample, match=reason):
             dataset.read(number)
 
 
