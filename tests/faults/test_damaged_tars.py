@@ -214,7 +214,7 @@ def test_damage_costs_the_samples_it_lies_in(healthy, outcome, harm, place):
 
 @pytest.mark.parametrize("place", PLACES[1:])
 def test_a_shard_whose_end_is_zeros_is_told(healthy, outcome, place):
-    """A file that was made at its full size and never filled; tars are padded to 10 KiB at most."""
+    """A file made at its full size and never filled; tars end in at most 10.5 KiB of zeros."""
     for field in range(3):
         at = healthy.header(place, field)
         content = healthy.content[:at] + bytes(len(healthy.content) + 10240 - at)
