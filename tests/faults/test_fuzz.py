@@ -15,7 +15,7 @@ from vlm.data.decode import decode_image
 from vlm.data.samples import BadSample
 from vlm.errors import DataError
 
-amounts = pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.long)])
+amounts = pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_mutated_tars(tars, tmp_path, damage, count):
         path.unlink()
     print(dict(outcomes))
     assert outcomes["read"] > count
-    assert {"shards with rejects", "text.json", "text.encoding"} <= set(outcomes)
+    assert outcomes["shards with rejects"] > count / 2
 
 
 def encoded(form, **options):
