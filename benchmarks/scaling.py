@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm.data.order import SampleOrder
 from vlm.data.index_file import RECORD
+from vlm.data.order import SampleOrder
 
 RESULT = Path("benchmarks/results/scaling.json")
 STREAMS = (1, 64, 1024)

@@ -206,18 +206,18 @@ def start(dataset, tokenizer, *, streams, **options):
 @pytest.mark.parametrize(
     ("first_step", "num_workers", "world_size", "streams"),
     [
-        (0, 1, 1, 1),
-        (1, 2, 2, 1),
+        pytest.param(0, 1, 1, 1, marks=pytest.mark.long),
+        pytest.param(1, 2, 2, 1, marks=pytest.mark.long),
         (2, 3, 1, 4),  # the batch that straddles the first two epochs
         (3, 2, 4, 4),
-        (4, 0, 2, 4),
+        pytest.param(4, 0, 2, 4, marks=pytest.mark.long),
         (5, 3, 2, 1),
-        (6, 1, 1, 1),
+        pytest.param(6, 1, 1, 1, marks=pytest.mark.long),
         (7, 2, 1, 4),
-        (8, 3, 1, 1),
-        (11, 0, 4, 4),
-        (13, 1, 2, 4),
-        (17, 3, 2, 4),
+        pytest.param(8, 3, 1, 1, marks=pytest.mark.long),
+        pytest.param(11, 0, 4, 4, marks=pytest.mark.long),
+        pytest.param(13, 1, 2, 4, marks=pytest.mark.long),
+        pytest.param(17, 3, 2, 4, marks=pytest.mark.long),
     ],
 )
 def test_a_real_loader_restarts_where_it_was(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vlm.errors import DataError
 
 BLOCK = 512
-RECORD = 20 * BLOCK  # to a multiple of which tar pads its archives
+MAX_END_BYTES = 21 * BLOCK  # of zeros: two blocks, and what fills up a record of 20
 CHUNK = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_PAX_BYTES = 64 * 1024
@@ -121,7 +121,7 @@ def _header_at(descriptor: int, position: int, said: dict[str, str], end: int) -
     block = os.pread(descriptor, BLOCK, position)
     if not block.strip(b"\0"):
         after = _after_zeros(descriptor, position, end)
-        if after == end and end - position < RECORD + 2 * BLOCK:
+        if after == end and end - position <= MAX_END_BYTES:
             return None
         if after == end:
             raise _Damage("shard.zeroed", "zeros to the end, more than a tar is padded with", end)
