@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from vlm.data import tar
 from vlm.data.decode import FORMATS, header_size, open_image
 from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES, TarSample, samples
@@ -230,7 +232,7 @@ def _describe(descriptor: int, sample: TarSample, columns: Sequence[str]) -> _De
         key_end=0,  # `encode_index` knows
         image_hash=int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"),
         suffix=IMAGE_SUFFIXES.index(suffix),
-        format=FORMATS.index(opened.format or ""),
+        format=FORMATS.index(_format(opened)),
         width=width,
         height=height,
         caption_length=max(map(len, captions), default=0),
@@ -245,6 +247,11 @@ def _read(descriptor: int, member: tar.Member, reason: str, limit: int) -> tuple
         raise BadSample(reason, f"{member.size} bytes; at most {limit} are read")
     data = os.pread(descriptor, member.size, member.offset)
     return data, Field(member.offset, member.size, zlib.crc32(data))
+
+
+def _format(opened: Image.Image) -> str:
+    """A JPEG that holds several pictures, as telephones write, opens as MPO."""
+    return "JPEG" if opened.format == "MPO" else opened.format or ""
 
 
 def _number(value: object) -> float:

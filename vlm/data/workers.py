@@ -140,12 +140,12 @@ def _context() -> BaseContext:
 
 def _set_up_worker(main_pid: int, headroom_bytes: int, _worker_id: int) -> None:
     """Make a worker end when its run says so, and only then; torch has set itself to one thread."""
-    cv2.setNumThreads(1)
-    _limit_memory(headroom_bytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigwaitinfo"):  # before anything starts a thread, which inherits the mask
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for, args=(main_pid,), daemon=True).start()
+    cv2.setNumThreads(1)
+    _limit_memory(headroom_bytes)
 
 
 def _end_for(main_pid: int) -> None:
