@@ -86,7 +86,9 @@ ROWS = [
         lambda r: r["ratio"]["val_concept"],
         1.0,
     ),
-    Row("make test, fresh clone: s", HOUSE, "house", lambda r: r["test_s"], at_most=360),
+    Row(  # 360 when it was the quickstart's alone; the data engine's part may add 300
+        "make test, fresh clone: s", HOUSE, "house", lambda r: r["test_s"], at_most=660
+    ),
     Row("make check: s", HOUSE, "house", lambda r: r["check_s"], at_most=60),
     Row("vlm --help: s", HOUSE, "house", lambda r: r["help_s"], at_most=0.3),
 ]
