@@ -15,6 +15,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -69,7 +70,8 @@ def build_in_order(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the process's random state is left alone
         )
-        items = iter(loader)
+        with _sigterm_blocked():
+            items = iter(loader)
     return _handed_on(items, num_workers)
 
 
@@ -136,6 +138,19 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "vlm.data.loader"])
     return context
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """The fork server and its workers start with this mask: SIGTERM to the group waits for them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _set_up_worker(main_pid: int, headroom_bytes: int, _worker_id: int) -> None:

@@ -128,6 +128,7 @@ def test_during_evaluation_it_ends_and_the_next_start_measures(start, run, tmp_p
     record("G", "SIGTERM to rank 0, during evaluation", 1, "exit 75; the next start measures")
 
 
+@pytest.mark.long
 def test_a_signal_to_the_whole_group_finds_its_workers_working(
     config, run, environment, vlm_command, record
 ):
