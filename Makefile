@@ -27,8 +27,12 @@ check: .venv/.installed  ## formatting, lint, types, layers
 test: .venv/.installed check  ## everything that must hold
 	$(BIN)/pytest -q -n 2 --dist loadfile tests notebooks --nbmake
 
-test-long: .venv/.installed
-	$(BIN)/pytest -q -m long
+LEDGER := benchmarks/results/faults.jsonl
+
+test-long: .venv/.installed  ## the long forms, and every fault into the ledger
+	rm -f $(LEDGER)
+	VLM_FAULTS_OUT=$(LEDGER) $(BIN)/pytest -q -m "long or not long" tests/faults tests/training/test_elastic.py
+	$(BIN)/pytest -q -m long --ignore tests/faults --ignore tests/training/test_elastic.py
 
 format: .venv/.installed
 	$(BIN)/ruff format .

@@ -3,8 +3,7 @@
     python benchmarks/accept.py
 
 Figures come from `benchmarks/results/`, where each command leaves its JSON; a figure that nobody
-measured is NOT RUN. Faults are counted by the tests that inject them, in their long form:
-`VLM_FAULTS_OUT=benchmarks/results/faults.jsonl make test-long`.
+measured is NOT RUN. Faults are counted by the tests that inject them: `make test-long`.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -51,6 +52,30 @@ def pytest_terminal_summary(terminalreporter):
     reasons = (r.longrepr[2].removeprefix("Skipped: ") for r in reports)
     for reason, count in Counter(r for r in reasons if r.endswith(NOT_INSTALLED)).items():
         terminalreporter.write_line(f"{count} skipped: {reason}", yellow=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Each passed case of a test marked `fault("C1")` is one row of the ledger."""
+    report = yield
+    mark = item.get_closest_marker("fault")
+    if mark and report.when == "call" and report.passed:
+        note(*mark.args, item.originalname.removeprefix("test_").replace("_", " "), 1, "so it was")
+    return report
+
+
+def note(letter, fault, count, outcome):
+    """Add to the ledger: a fault, how often it was injected, and what came of it."""
+    if path := os.environ.get("VLM_FAULTS_OUT"):
+        row = {"letter": letter, "fault": fault, "count": count, "outcome": outcome}
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture(scope="session")
+def record():
+    """`note`: for what is counted inside of a test."""
+    return note
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,4 @@
-"""Faults on purpose: a server that forks what is to be killed, strace, and the ledger of outcomes.
-
-With VLM_FAULTS_OUT=FILE each test adds the rows that docs/reliability.md is made of.
-"""
+"""Faults on purpose: a server that forks what is to be killed, small disks, and strace."""
 
 import io
 import json
@@ -58,20 +55,6 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="session")
 def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-
-
-@pytest.fixture(scope="session")
-def record():
-    """Note a fault, how often it was injected, and what came of it."""
-
-    def record(letter, fault, how, count, outcome):
-        path = os.environ.get("VLM_FAULTS_OUT")
-        if path:
-            row = {"letter": letter, "fault": fault, "how": how, "count": count, "outcome": outcome}
-            with open(path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    return record
 
 
 class Child:

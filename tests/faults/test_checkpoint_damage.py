@@ -59,7 +59,7 @@ def test_every_flipped_bit_is_noticed(pair, tmp_path, record, flips):
         folder, newest = copy(pair, tmp_path)
         flip_bit(newest / name, bit)
         assert noticed(folder, name), (name, bit)
-    record("A4", "one flipped bit", "random file and place of the newest", flips, "all noticed")
+    record("A4", "one flipped bit in a random file of the newest", flips, "all noticed")
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "manifest.json", "state.json"])
@@ -79,7 +79,7 @@ def test_damaged_files_are_noticed(pair, tmp_path, record, name, damage):
     else:
         path.write_bytes(changed[damage])
     assert noticed(folder, "manifest.json" if damage == "gone" else name)
-    record("A4", f"{damage}: {name}", "the newest checkpoint's file", 1, "noticed, older used")
+    record("A4", f"a file of the newest {damage}: {name}", 1, "noticed, older used")
 
 
 def test_swapped_and_foreign_files_are_noticed(pair, tmp_path, record):
@@ -92,7 +92,7 @@ def test_swapped_and_foreign_files_are_noticed(pair, tmp_path, record):
     folder, newest = copy(pair, tmp_path)
     (newest / "extra.safetensors").write_bytes(a_data)
     assert noticed(folder, "other files than")
-    record("A4", "swapped or added files", "the newest checkpoint", 2, "noticed, older used")
+    record("A4", "swapped or added files in the newest", 2, "noticed, older used")
 
 
 def test_all_damaged_is_exit_code_5(pair, tmp_path, record):
@@ -103,4 +103,4 @@ def test_all_damaged_is_exit_code_5(pair, tmp_path, record):
         checkpoint.load_newest(folder)
     assert error.value.exit_code == 5
     assert len(error.value.problems) == 3
-    record("A4", "all checkpoints damaged", "one bit in each", 1, "exit 5, each named")
+    record("A4", "one flipped bit in every checkpoint", 1, "exit 5, each named")

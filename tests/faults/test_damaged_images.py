@@ -178,7 +178,7 @@ def told_by_the_index(dataset):
 
 
 @pytest.mark.parametrize("repeats", REPEATS)
-def test_every_bad_picture_is_masked_and_counted(shard, repeats):
+def test_every_bad_picture_is_masked_and_counted(shard, record, repeats):
     samples = []
     for seed in range(repeats):
         samples += [
@@ -200,6 +200,8 @@ def test_every_bad_picture_is_masked_and_counted(shard, repeats):
     assert expected <= lost
     assert bad.counts.keys() == {"image.truncated", "image.unreadable"}  # what no header shows
     assert peak < 1024  # MiB
+    count = len(bad_pictures(0))
+    record("C2", f"{count} classes of bad pictures", count * repeats, "all left out or masked")
 
 
 @pytest.mark.parametrize("name", bad_pictures(0))
@@ -212,7 +214,7 @@ def test_a_bad_picture_is_found_within_two_seconds(name):
     assert reason in (None, bad.value.reason)
 
 
-def test_no_odd_picture_is_masked(shard):
+def test_no_odd_picture_is_masked(shard, record):
     pictures = odd_pictures()
     fields = [{"jpg": data, "txt": name} for name, data in pictures.items()]
     dataset = shard([("odd", one) for one in fields + fields[:2]])
@@ -221,6 +223,7 @@ def test_no_odd_picture_is_masked(shard):
     assert (all(valid.values()), bad.total) == (True, 0)
     batches = evaluation_batches(dataset, transform=EvalTransform(16), batch_size=7, num_workers=1)
     assert all(bool(batch.valid.all()) for batch in batches)
+    record("C3", "odd but valid pictures", len(pictures), "none masked")
 
 
 def texts(length):
@@ -252,7 +255,7 @@ def texts(length):
 
 
 @pytest.mark.parametrize("repeats", REPEATS)
-def test_every_bad_text_is_masked_and_counted(shard, repeats):
+def test_every_bad_text_is_masked_and_counted(shard, record, repeats):
     image = encoded(pixels(), "PNG")
     samples = [
         (reason, {"png": image, **fields}) for fields, reason in texts(10**5 * repeats).values()
@@ -267,9 +270,13 @@ def test_every_bad_text_is_masked_and_counted(shard, repeats):
     assert valid == {key: key not in masked for key in reasons if key not in left_out}
     assert bad.counts == {"text.missing": len(masked)}
     assert time.process_time() - started < 2 * len(samples)
+    record(
+        "C4", "classes of texts", len(reasons) - 2, "bad ones left out or masked, good ones kept"
+    )
 
 
 @pytest.mark.long
+@pytest.mark.fault("C4")
 def test_a_text_of_a_gibibyte_is_refused_by_its_size(tmp_path):
     """A sparse file: hashed as a whole to be indexed, never read as a text."""
     path, image = tmp_path / "train-0000.tar", encoded(Image.new("RGB", (1, 1)), "PNG")

@@ -27,6 +27,7 @@ from vlm.data.transforms import TrainTransform
 from vlm.errors import DataError
 from vlm.tokenizer import train_bpe
 
+pytestmark = pytest.mark.fault("C1")
 NUM_SAMPLES = 12
 ALL_PLACES = (0, 3, 5, 8, 11)  # samples
 PLACES = [n if n == 5 else pytest.param(n, marks=pytest.mark.long) for n in ALL_PLACES]

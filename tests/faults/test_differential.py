@@ -90,7 +90,7 @@ def theirs(path):
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
-def test_random_healthy_tars_read_as_webdataset_reads_them(tmp_path, count):
+def test_random_healthy_tars_read_as_webdataset_reads_them(tmp_path, record, count):
     num_samples = 0
     for seed in range(count):
         path = tmp_path / f"{seed}.tar"
@@ -101,3 +101,4 @@ def test_random_healthy_tars_read_as_webdataset_reads_them(tmp_path, count):
         num_samples += len(found)
         path.unlink()
     assert num_samples > 4 * count
+    record("K", "random healthy tars", count, f"{num_samples} samples, same keys, same bytes")

@@ -71,8 +71,8 @@ def test_a_failing_system_call_is_exit_74_and_costs_nothing(
         shutil.rmtree(folder)
     record(
         "F",
-        "an error from a system call of a save",
-        f"strace: {', '.join(sorted({error for errors in ERRORS.values() for error in errors}))}",
+        f"{', '.join(sorted({error for errors in ERRORS.values() for error in errors}))} "
+        "from a system call of a save",
         outcomes.total(),
         f"exit 74; the older loads {outcomes[2]}, the newer {outcomes[3]}; the next save works",
     )
@@ -104,7 +104,7 @@ def test_a_full_disk_ends_the_run_after_three_tries_and_it_resumes(
     assert "resuming" in out
     model = "model/model.safetensors"
     assert (full / "run" / model).read_bytes() == (whole / model).read_bytes()
-    record("F", "a disk of 4 MiB that fills up", "tmpfs in a mount namespace", 1,
+    record("F", "a disk of 4 MiB that fills up", 1,
            "2 warnings with need and have, exit 74 at the third, 2 checkpoints intact; "
            "with room made, resumes to equal bits")  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_a_disk_without_inodes_is_a_full_disk(fork_on_small_disks, config, recor
     assert re.search(r"disk full: need \d+ inodes \(files\), have \d\n", out), out
     folder = seen / "inodes/run/checkpoints"
     assert {checkpoint.verify(path) for path in checkpoint.list_checkpoints(folder)} == {None}
-    record("F", "no inodes left", "tmpfs with nr_inodes=20", 1, "exit 74, checkpoint intact")
+    record("F", "a disk without inodes left", 1, "exit 74, checkpoint intact")
 
 
 @pytest.mark.system("unshare")
@@ -128,4 +128,4 @@ def test_a_read_only_folder_is_one_line(fork_on_small_disks, config, record):
     code, out = fork("run", **args).wait()
     assert code == 74, out
     assert out.endswith("readonly/run/config.yaml: cannot write: Read-only file system\n"), out
-    record("F", "a read-only file system", "tmpfs mounted ro", 1, "exit 74 before the first step")
+    record("F", "a read-only file system", 1, "exit 74 before the first step")

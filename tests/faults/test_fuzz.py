@@ -91,7 +91,7 @@ def read_all(dataset):
 
 @amounts
 @pytest.mark.parametrize("damage", [spoil, shift])
-def test_mutated_tars(tars, tmp_path, damage, count):
+def test_mutated_tars(tars, tmp_path, record, damage, count):
     """Damaged, indexed, and damaged again: told by the index, then masked where it is read."""
     rng, outcomes = random.Random(0), Counter()
     for number in range(count):
@@ -129,12 +129,12 @@ def test_mutated_tars(tars, tmp_path, damage, count):
             assert after in (before, "shard.crc")
             outcomes["masked"] += after != before
         path.unlink()
-    print(dict(outcomes))
     assert outcomes["read"] > count
     assert outcomes["shards with rejects"] > count / 2
     assert {"masked", "text.encoding"} <= set(outcomes)
     assert damage is shift or "text.json" in outcomes  # too rare for a hundred shards
     assert any(reason.startswith("image.") for reason in outcomes)
+    record("C6", f"tars, random damage ({damage.__name__})", count, told(outcomes))
 
 
 def encoded(form, **options):
@@ -146,7 +146,7 @@ def encoded(form, **options):
 
 
 @amounts
-def test_mutated_pictures(count):
+def test_mutated_pictures(record, count):
     rng, outcomes = random.Random(0), Counter()
     exif, grey = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
@@ -174,8 +174,12 @@ def test_mutated_pictures(count):
         outcomes["decoded"] += 1
         assert image.mode == "RGB"
         assert image.width * image.height <= 10**6
-    print(dict(outcomes))
     assert len(outcomes) >= 4
+    record("C6", "pictures, random damage", count, told(outcomes))
+
+
+def told(outcomes):
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
 
 
 def _flip_few(data, rng):

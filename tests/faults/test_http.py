@@ -16,6 +16,7 @@ from vlm.data.shards import open_index, open_remote_index
 from vlm.errors import DataError
 
 EMOJI = Path(__file__).parents[2] / "datasets" / "emoji" / "train-0000.tar"
+pytestmark = pytest.mark.fault("H")
 PATIENCE = Patience(attempts=5, timeout_s=0.3, wait_s=0.01)
 BOUNDARY = 512 * 1001  # between two members of the tar
 CUTS = [

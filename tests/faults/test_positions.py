@@ -55,7 +55,7 @@ def pairs(columns):
 
 @sets
 @streams_1_and_4
-def test_every_position_is_the_same_after_a_restart_there(name, streams):
+def test_every_position_is_the_same_after_a_restart_there(record, name, streams):
     whole = order_of(name, streams)
     length = 2 * whole.num_samples + whole.global_batch_size
     straight = pairs(whole.at(np.arange(length + whole.global_batch_size)))
@@ -63,6 +63,7 @@ def test_every_position_is_the_same_after_a_restart_there(name, streams):
         resumed = order_of(name, streams)  # nothing remembered
         positions = np.arange(position, position + whole.global_batch_size)
         assert pairs(resumed.at(positions)) == straight[position : position + len(positions)]
+    record("B1", f"restart at any position, {streams} stream(s)", position + 1, "the same samples")
 
 
 @sets
@@ -134,7 +135,7 @@ def handed_out(make_builder, batches, num_workers, monkeypatch):
 @pytest.mark.parametrize("num_workers", WORKERS)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_workers_hand_out_the_same_samples_from_every_start(
-    name, streams, num_workers, world_size, tokenizer, monkeypatch
+    name, streams, num_workers, world_size, tokenizer, monkeypatch, record
 ):
     def in_turn(make_builder, batches, **_):
         yield from handed_out(make_builder, batches, num_workers, monkeypatch)
@@ -159,6 +160,8 @@ def test_workers_hand_out_the_same_samples_from_every_start(
         ids = chain(*(batch.sample_ids.tolist() for batch in islice(batches, 2 * per_step)))
         expected = (order.batch(s, rank=rank, world_size=world_size)[1] for s in (step, step + 1))
         assert list(ids) == np.concatenate(list(expected)).tolist()
+    count, fault = len(steps) * world_size, f"{num_workers} workers, {world_size} ranks"
+    record("B1", f"restart at any step, {fault}", count, "the same samples")
 
 
 # --- the whole loader, with its processes ---
@@ -203,6 +206,7 @@ def start(dataset, tokenizer, *, streams, **options):
     )
 
 
+@pytest.mark.fault("B1")
 @pytest.mark.parametrize(
     ("first_step", "num_workers", "world_size", "streams"),
     [

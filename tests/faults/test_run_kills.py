@@ -125,7 +125,6 @@ def test_killed_runs_end_in_the_same_bits(fork, config, tmp_path, record, saving
     record(
         "A1",
         f"SIGKILL of a training run, {saving} saves",
-        "random instant, --resume auto",
         kills,
         f"{finished} runs came to the end, bit-equal; at most {damage} steps redone",
     )
@@ -139,7 +138,6 @@ def test_killed_runs_of_two_ranks_end_in_the_same_bits(fork, config, tmp_path, r
     record(
         "A2",
         "SIGKILL of both ranks of a run over gloo",
-        "random instant, --resume auto",
         kills,
         f"{finished} runs came to the end, bit-equal; at most {2 * EVERY} steps redone",
     )

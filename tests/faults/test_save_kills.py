@@ -43,7 +43,7 @@ def test_saves_killed_at_random_instants(fork, tmp_path, record, kills):
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names[-1] == f"step-{first:08d}"
     assert len(names) == 2, "leftovers of a kill"
-    record("A1", "SIGKILL while saving in a loop", "random instant", killed, "newest whole, loads")
+    record("A1", "SIGKILL while saving in a loop", killed, "newest whole, loads")
 
 
 def calls_of_a_save(log):
@@ -89,8 +89,7 @@ def test_a_save_killed_at_its_system_calls(fork, traced, tmp_path, record, kills
     assert set(steps) == {2, 3}
     record(
         "A3",
-        "SIGKILL at a system call of a save",
-        f"strace, {'each' if kills is None else 'some'} of the {len(calls)} file calls",
+        f"SIGKILL at {'each' if kills is None else 'some'} of a save's {len(calls)} file calls",
         len(chosen),
         f"loads the older {steps[2]}, the newer {steps[3]}, nothing else",
     )

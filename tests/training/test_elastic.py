@@ -106,7 +106,7 @@ def _final(taken):
     return list(chain(*(ids for (leg, _), ids in sorted(taken.items()) if leg == last)))
 
 
-def check(config, metrics, straight, tmp_path, legs):
+def check(config, metrics, straight, tmp_path, record, legs):
     run, ledger = run_legs(config, tmp_path, legs)
     assert [len(ids) for ids in ledger] == [GLOBAL_BATCH] * NUM_STEPS
     num_samples, stream = len(open_shards(str(DATA))), list(chain(*ledger))
@@ -118,6 +118,10 @@ def check(config, metrics, straight, tmp_path, legs):
     for ours, theirs in zip(metrics(run), metrics(straight[0]), strict=True):
         for term in ("loss/contrastive", "loss/caption"):
             assert ours[term] == pytest.approx(theirs[term], rel=1e-5, abs=1e-5), ours["step"]
+    ranks = ", ".join(str(world_size) for world_size, _ in legs)
+    record(
+        "B2", f"killed between legs of {ranks} ranks", len(legs) - 1, "same losses, same samples"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +130,15 @@ def straight(config, tmp_path_factory):
     return run_legs(config, tmp_path_factory.mktemp("straight"), [(1, None)])
 
 
-def test_two_ranks_then_one_then_two_are_one_run(config, metrics, straight, tmp_path):
-    check(config, metrics, straight, tmp_path, [(2, 9), (1, 21), (2, None)])
+def test_two_ranks_then_one_then_two_are_one_run(config, metrics, straight, tmp_path, record):
+    check(config, metrics, straight, tmp_path, record, [(2, 9), (1, 21), (2, None)])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(10))
-def test_random_numbers_of_ranks_and_kills_are_one_run(config, metrics, straight, tmp_path, seed):
+def test_random_numbers_of_ranks_and_kills_are_one_run(
+    config, metrics, straight, tmp_path, record, seed
+):
     rng = random.Random(seed)
     kills = sorted(rng.sample(range(5, NUM_STEPS - 2), rng.randint(2, 4)))
     check(
@@ -140,5 +146,6 @@ def test_random_numbers_of_ranks_and_kills_are_one_run(config, metrics, straight
         metrics,
         straight,
         tmp_path,
+        record,
         [(rng.choice([1, 2, 4]), kill) for kill in [*kills, None]],
     )

@@ -13,7 +13,8 @@ from vlm.data.dataset import Dataset
 from vlm.data.mixture import MixedOrder, cycle_counts, join
 from vlm.data.order import Order, SampleOrder
 from vlm.data.remote import GIB
-from vlm.errors import ConfigError
+from vlm.data.tally import Tally
+from vlm.errors import BadSampleQuotaError, ConfigError
 
 Log = Callable[[str], object]
 
@@ -71,6 +72,7 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
     Raises:
         ConfigError: data.train is not set, a list of ids cannot be read, or a weight is too small.
         DataError: A source cannot be read, or a filter leaves none of its samples.
+        BadSampleQuotaError: The indexes left out more than data.max_bad_fraction of all samples.
     """
     sources = _sources(config.data)
     chosen, ledgers = [], []
@@ -81,6 +83,7 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
         if len(sources) > 1 or ledger.dropped.counts:
             for line in ledger.lines():
                 log(line)
+    _check_rejected(ledgers, config.data.max_bad_fraction)
     counts = _counts(sources, chosen)
     dataset = join(chosen)
     order = _order([one.shard_sizes for one in chosen], counts, config)
@@ -114,6 +117,22 @@ def _open(source: SourceConfig, data: DataConfig, log: Log) -> tuple[Dataset, Le
     )
     name = source.name or source.data
     return choose(dataset, source.filter, name=name, val_fraction=data.val_fraction, log=log)
+
+
+def _check_rejected(ledgers: list[Ledger], max_fraction: float) -> None:
+    """Hold what cannot be read by its index to the same share as what fails when it is read."""
+    tally = Tally[str]()
+    for ledger in ledgers:
+        tally.merge(ledger.rejected)
+    num_all = sum(ledger.num_all for ledger in ledgers)
+    if tally.total > max_fraction * num_all:
+        raise BadSampleQuotaError(
+            [
+                f"{tally.total} of {num_all} samples were left out, more than "
+                f"data.max_bad_fraction={max_fraction:g} allows; mend or remove them:",
+                *tally.lines(),
+            ]
+        )
 
 
 def _counts(sources: tuple[SourceConfig, ...], chosen: list[Dataset]) -> list[int]:

@@ -1,11 +1,7 @@
-"""Runs of one or two ranks, each a process without a launcher, with a fault at a step of a rank.
-
-With VLM_FAULTS_OUT=FILE each test adds the rows that docs/reliability.md is made of.
-"""
+"""Runs of one or two ranks, each a process without a launcher, with a fault at a step of a rank."""
 
 import json
 import multiprocessing
-import os
 import runpy
 import socket
 import sys
@@ -37,24 +33,6 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(CONFIG)
     return path
-
-
-@pytest.fixture(scope="session")
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-
-
-@pytest.fixture(scope="session")
-def record():
-    """Note a fault, how often it was injected, and what came of it."""
-
-    def record(letter, fault, count, outcome):
-        if path := os.environ.get("VLM_FAULTS_OUT"):
-            row = {"letter": letter, "fault": fault, "count": count, "outcome": outcome}
-            with open(path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    return record
 
 
 class Ranks:

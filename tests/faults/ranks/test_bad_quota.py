@@ -17,8 +17,8 @@ OTHERS = [
 ]
 
 
-def write_shard(path, num_bad):
-    """Bad ones, cut behind their header, evenly among good ones; and where they begin."""
+def write_shard(path, num_bad, num_kept_bytes=None):
+    """Bad ones, cut in their middle or to some bytes, among good ones; and where they begin."""
     bad = {round((n + 0.5) * NUM_SAMPLES / num_bad) for n in range(num_bad)}
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key in range(NUM_SAMPLES):
@@ -26,7 +26,7 @@ def write_shard(path, num_bad):
             Image.new("RGB", (16, 16), (key % 256, key // 256, 9)).save(picture, "PNG")
             data = picture.getvalue()
             if key in bad:
-                data = data[: len(data) // 2]
+                data = data[: len(data) // 2 if num_kept_bytes is None else num_kept_bytes]
             for suffix, content in (("png", data), ("txt", f"picture {key}".encode())):
                 info = tarfile.TarInfo(f"{key:04}.{suffix}")
                 info.size = len(content)
@@ -74,3 +74,17 @@ def test_one_per_cent_is_the_limit(start, run, metrics, record, tmp_path, num_ba
     record(
         "C5", f"{num_bad / 2:g}% bad, {world_size} rank(s)", 1, f"exit {codes[0]}, {took_s:.1f} s"
     )
+
+
+@pytest.mark.parametrize(("num_bad", "code"), [(1, 0), (4, 4)])
+def test_what_the_index_leaves_out_counts_too(start, run, record, tmp_path, num_bad, code):
+    write_shard(tmp_path / "s.tar", num_bad, num_kept_bytes=0)
+    data = (f"data.train={tmp_path}/s.tar", "data.max_bad_fraction=0.01")
+    ranks = start(*data, "train.steps=2", "run.save_every_steps=0", world_size=1)
+    assert ranks.wait() == [code], ranks.said(0)[-5:]
+    if code:
+        said = ranks.said(0)
+        assert "4 of 200 samples were left out" in ranks.errors()[0]
+        assert any("4 image.empty: s.tar at byte " in line for line in said)
+        assert not run.exists() or not list(run.glob("*.jsonl"))
+    record("C5", f"{num_bad / 2:g}% left out by the index", 1, f"exit {code}")
