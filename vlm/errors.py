@@ -1,10 +1,10 @@
-"""What can go wrong for a user, each kind with its exit code."""
+"""What ends a command before its end: problems of a user's and a request to stop, by exit code."""
 
 from collections.abc import Sequence
 
 
-class VlmError(Exception):
-    """A problem a user can act on: a line names the thing, the value, the rule, the way out.
+class Outcome(BaseException):
+    """How a command ends, if not well.
 
     Args:
         problems: One line, or all the lines of one input that has several problems.
@@ -15,6 +15,10 @@ class VlmError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class VlmError(Outcome, Exception):
+    """A problem a user can act on: a line names the thing, the value, the rule, the way out."""
 
 
 class ConfigError(VlmError):
@@ -59,7 +63,11 @@ class DiskError(VlmError):
     exit_code = 74
 
 
-class Preempted(VlmError):  # it is an outcome, not an error
-    """The run was asked to stop; its state is saved."""
+class Preempted(Outcome):
+    """The run was asked to stop; its state is saved.
+
+    Like KeyboardInterrupt it comes at any place, so it is no Exception: whoever decodes a picture
+    would take it for damage.
+    """
 
     exit_code = 75

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from vlm.errors import ConfigError, Preempted, VlmError
+from vlm.errors import ConfigError, Outcome, Preempted
 
 
 class Verb(NamedTuple):
@@ -50,13 +50,13 @@ MODEL   a run folder (runs/emoji) or a model folder (runs/emoji/model)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; problems go to stderr, one line each.
 
-    Set VLM_DEBUG=1 to see where a problem was raised. An exception that is no `VlmError` is our
+    Set VLM_DEBUG=1 to see where a problem was raised. An exception that is no `Outcome` is our
     own bug: it passes through with its traceback.
     """
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
-    except VlmError as error:
+    except Outcome as error:
         return _report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _report(error: VlmError) -> int:
+def _report(error: Outcome) -> int:
     if os.environ.get("VLM_DEBUG") == "1":
         traceback.print_exception(error)
     prefix = "" if isinstance(error, Preempted) else "error: "

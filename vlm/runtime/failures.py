@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
-from vlm.errors import Preempted, RankFailureError, VlmError
+from vlm.errors import Outcome, Preempted, RankFailureError
 from vlm.runtime import distributed
 
 WAIT_S = 1.0  # for other ranks' sayings: a dead one never says anything
@@ -47,7 +47,7 @@ def explain(error: BaseException, where: str) -> BaseException:
     said = ask(mine, wait_s=0)
     if isinstance(error, Preempted) and (failed := _failed(said)):
         return RankFailureError(_told(*failed))  # whoever started the ranks is ending them all
-    return _once(error) if isinstance(error, VlmError) else error
+    return _once(error) if isinstance(error, Outcome) else error
 
 
 def ask(mine: Saying, *, wait_s: float = WAIT_S) -> dict[int, Saying]:
@@ -77,7 +77,7 @@ def _key(rank: int) -> str:
     return f"vlm/says/{rank}"
 
 
-def _blame(error: BaseException, where: str) -> VlmError:
+def _blame(error: BaseException, where: str) -> Outcome:
     said = ask(Saying(where, None))
     if failed := _failed(said):
         return RankFailureError(_told(*failed))
@@ -119,7 +119,7 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
-def _once(error: VlmError) -> VlmError:
+def _once(error: Outcome) -> Outcome:
     """The error; without its lines, if another rank says them."""
     claims: list[int] = []
     name = hashlib.sha256(str(error).encode()).hexdigest()

@@ -1,14 +1,18 @@
 """Runs of one or two ranks, each a process without a launcher, with a fault at a step of a rank."""
 
+import io
 import json
 import multiprocessing
 import runpy
 import socket
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).parents[3]
 CONFIG = f"""\
@@ -143,6 +147,45 @@ def metrics(run):
     return lambda: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def begin(config, run, environment):
+    """Start a run by a command, in a process group of its own, and wait for its first step."""
+    begun = []
+
+    def begin(*words, launcher=(sys.executable,)):
+        process = subprocess.Popen(
+            [*launcher, "-m", "vlm", "train", config, f"run.dir={run}", *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        for line in process.stdout:
+            if line.startswith("step"):
+                break
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="session")
-def vlm_command():
-    return (sys.executable, "-m", "vlm", "train")
+def write_shard():
+    """Write a tar of so many pictures."""
+
+    def write_shard(path, number):
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key in range(number):
+                picture = io.BytesIO()
+                Image.new("RGB", (16, 16), (key % 256, 90, 30)).save(picture, "PNG")
+                members = {"png": picture.getvalue(), "txt": f"picture {key}".encode()}
+                for suffix, data in members.items():
+                    info = tarfile.TarInfo(f"{key:04}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+    return write_shard

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -27,38 +26,52 @@ def is_alive(pid):
         return False
 
 
-def test_a_stopped_loader_worker(config, run, environment, vlm_command, record):
-    """Its run has a process of its own: the whole tree is looked at."""
-    words = ("train.steps=100000", "data.num_workers=2", f"run.step_timeout_s={TIMEOUT_S}")
-    process = subprocess.Popen(
-        [*vlm_command, config, f"run.dir={run}", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("step"):
-            break
-    # below the run are Python's resource tracker and the fork server, and below that the workers
-    workers = [pid for child in children(process.pid) for pid in children(child)]
-    assert len(workers) == 2
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
+def check_ended(process, run, where):
+    """It exits with 6 and says where it was; how long that took."""
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
-    took_s = time.monotonic() - began
     assert process.returncode == 6, err
     assert "error: rank 0 hangs: step " in err
     assert f"waiting for data, for {TIMEOUT_S} s (run.step_timeout_s)" in err
     stacks = (run / "stacks-rank0.txt").read_text()
     assert "_fit" in stacks
-    assert "dataloader.py" in stacks
+    assert where in stacks
+    return f"exit 6 after {time.monotonic() - began:.1f} s"
+
+
+@pytest.mark.parametrize("stopped", [2, pytest.param(1, marks=pytest.mark.long)])
+def test_stopped_loader_workers(begin, run, record, stopped):
+    words = ("train.steps=100000", "data.num_workers=2", f"run.step_timeout_s={TIMEOUT_S}")
+    process = begin(*words)
+    # below the run are Python's resource tracker and the fork server, and below that the workers
+    workers = [pid for child in children(process.pid) for pid in children(child)]
+    assert len(workers) == 2
+    for pid in workers[:stopped]:
+        os.kill(pid, signal.SIGSTOP)
+    outcome = check_ended(process, run, "dataloader.py")
     deadline = time.monotonic() + 5
     while any(is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    record("D3", f"stopped workers, step_timeout_s={TIMEOUT_S}", 1, f"exit 6 after {took_s:.1f} s")
+    record(
+        "D3", f"SIGSTOP to {stopped} of 2 loader workers, step_timeout_s={TIMEOUT_S}", 1, outcome
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_disk_that_does_not_answer(begin, run, tmp_path, write_shard, record, num_workers):
+    """Opening a pipe that nobody writes to waits for ever, as a network file system may."""
+    shards = [tmp_path / f"{number:03}.tar" for number in range(100)]  # more than stay open
+    for path in shards:
+        write_shard(path, 4)
+    words = ("train.steps=100000", f"data.num_workers={num_workers}", "run.save_every_steps=0")
+    words += (f"run.step_timeout_s={TIMEOUT_S}", f"data.train={tmp_path}/*.tar")
+    process = begin(*words)
+    for path in shards:
+        path.unlink()
+        os.mkfifo(path)
+    outcome = check_ended(process, run, "dataloader.py" if num_workers else "_open_tar")
+    record("D3", f"a disk that does not answer, {num_workers} workers", 1, outcome)
 
 
 @pytest.mark.parametrize("fault", ["sleep", pytest.param("stop", marks=pytest.mark.long)])

@@ -1,17 +1,22 @@
 """G: a signal to one rank, to all or to torchrun ends all at one step, saved; nothing is redone."""
 
+import io
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
+from PIL import Image
 
 from vlm.checkpoint import list_checkpoints, load_newest
+from vlm.data.decode import decode_image
+from vlm.errors import Preempted
+from vlm.runtime.preemption import stop_signals
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 EMOJI = Path(__file__).parents[3] / "datasets/emoji"
@@ -128,23 +133,22 @@ def test_during_evaluation_it_ends_and_the_next_start_measures(start, run, tmp_p
     record("G", "SIGTERM to rank 0, during evaluation", 1, "exit 75; the next start measures")
 
 
+def test_no_picture_takes_a_signal_for_damage(tmp_path, record):
+    rng, file = random.Random(0), io.BytesIO()
+    Image.effect_noise((300, 200), 50).save(file, "PNG")
+    for _ in range(50):
+        with pytest.raises(Preempted), stop_signals(tmp_path):
+            Timer(rng.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGTERM)).start()
+            while True:
+                decode_image(file.getvalue())
+    record("G", "SIGTERM while a picture is decoded", 50, "no bad sample, exit 75")
+
+
 @pytest.mark.long
-def test_a_signal_to_the_whole_group_finds_its_workers_working(
-    config, run, environment, vlm_command, record
-):
+def test_a_signal_to_the_whole_group_finds_its_workers_working(begin, run, record):
     """As `timeout` or a scheduler sends it: to the run, its workers and their fork server."""
     words = ("data.num_workers=2", "train.steps=100000")
-    process = subprocess.Popen(
-        [*vlm_command, config, f"run.dir={run}", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    for line in process.stdout:
-        if line.startswith("step"):
-            break
+    process = begin(*words)
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -154,25 +158,16 @@ def test_a_signal_to_the_whole_group_finds_its_workers_working(
     record("G", "SIGTERM to the process group, 2 loader workers", 1, "exit 75, saved")
 
 
-def test_torchrun_passes_it_on(config, run, environment, record):
+def test_torchrun_passes_it_on(begin, run, record):
     """torchrun itself returns 1, so the marker is what a scheduler looks at."""
-    process = subprocess.Popen(
-        [*TORCHRUN, "-m", "vlm", "train", config, f"run.dir={run}", "train.steps=100000"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in process.stdout:
-        if line.startswith("step"):
-            break
+    process = begin("train.steps=100000", launcher=TORCHRUN)
     began = time.monotonic()
     process.terminate()
-    out, _ = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     took_s = time.monotonic() - began
     assert process.returncode != 0
     assert took_s < 25
-    assert out.count("\nasked to stop: saved at step ") == 1, out
+    assert err.count("asked to stop: saved at step ") == 1, err
     assert (run / "PREEMPTED").exists()
     assert saved_step(run) == steps(run)[-1]
     record(

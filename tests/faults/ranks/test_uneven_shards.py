@@ -1,22 +1,6 @@
 """D4: shards of any number and size on any number of ranks and workers: positions are split."""
 
-import io
-import tarfile
-
 import pytest
-from PIL import Image
-
-
-def write_shard(path, first, number):
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key in range(first, first + number):
-            picture = io.BytesIO()
-            Image.new("RGB", (16, 16), (key % 256, 90, 30)).save(picture, "PNG")
-            members = {"png": picture.getvalue(), "txt": f"picture {key}".encode()}
-            for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{key:04}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.mark.parametrize(
@@ -30,9 +14,9 @@ def write_shard(path, first, number):
         pytest.param([17] * 3, 0, id="three shards", marks=pytest.mark.long),
     ],
 )
-def test_two_ranks_take_equal_steps(start, metrics, record, tmp_path, sizes, workers):
+def test_two_ranks_take_equal_steps(start, metrics, record, write_shard, tmp_path, sizes, workers):
     for number, size in enumerate(sizes):
-        write_shard(tmp_path / f"s-{number}.tar", 100 * number, size)
+        write_shard(tmp_path / f"s-{number}.tar", size)
     data = (f"data.train={tmp_path}/s-*.tar", f"data.num_workers={workers}")
     ranks = start(*data, "train.steps=8", "train.global_batch_size=16")
     assert ranks.wait() == [0, 0], ranks.said(0)[-3:]
