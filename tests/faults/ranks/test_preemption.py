@@ -133,14 +133,20 @@ def test_during_evaluation_it_ends_and_the_next_start_measures(start, run, tmp_p
     record("G", "SIGTERM to rank 0, during evaluation", 1, "exit 75; the next start measures")
 
 
+def decode_for_ever(data):
+    while True:
+        decode_image(data)
+
+
 def test_no_picture_takes_a_signal_for_damage(tmp_path, record):
     rng, file = random.Random(0), io.BytesIO()
     Image.effect_noise((300, 200), 50).save(file, "PNG")
     for _ in range(50):
-        with pytest.raises(Preempted), stop_signals(tmp_path):
-            Timer(rng.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGTERM)).start()
-            while True:
-                decode_image(file.getvalue())
+        timer = Timer(rng.uniform(0.005, 0.03), os.kill, (os.getpid(), signal.SIGTERM))
+        with stop_signals(tmp_path):
+            timer.start()
+            with pytest.raises(Preempted):
+                decode_for_ever(file.getvalue())
     record("G", "SIGTERM while a picture is decoded", 50, "no bad sample, exit 75")
 
 
