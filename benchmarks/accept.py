@@ -138,7 +138,7 @@ ENGINE = [
             f"loader / open_clip, {side} px, {workers} worker(s)",
             LOADER,
             "loader",
-            lambda r, key=f"{side}px_{workers}w": r["ratio"][key],
+            lambda r, side=str(side), key=f"workers_{workers}": r["sides"][side][key]["ratio"],
             at_least,
         )
         for side, at_least in ((256, 2.4), (384, 3.0), (512, 3.0))
@@ -148,10 +148,16 @@ ENGINE = [
         "crops against Pillow: grey levels",
         LOADER,
         "loader",
-        lambda r: r["crop_difference_mean"],
+        lambda r: max(side["crop_difference"]["mean"] for side in r["sides"].values()),
         at_most=3,
     ),
-    Row("a reading worker grows: MB/min", MEMORY, "loader_memory", lambda r: r["slope"], at_most=1),
+    Row(
+        "a reading worker grows: MB/min",
+        MEMORY,
+        "loader_memory",
+        lambda r: r["mib_per_minute"],
+        at_most=1,
+    ),
 ]
 
 

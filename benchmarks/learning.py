@@ -39,7 +39,8 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from vlm.config.load import load_config
 from vlm.config.schema import Config
 from vlm.curate.source import open_data
-from vlm.data.loader import Batch, evaluation_batches
+from vlm.data.batch import Batch
+from vlm.data.loader import evaluation_batches
 from vlm.data.transforms import EvalTransform, normalize
 from vlm.optim import lr_at, set_lr
 from vlm.runtime.device import arithmetic

@@ -150,8 +150,7 @@ def test_exif_orientation_is_applied(fmt, orientation):
     data = encoded(gradient(), fmt, exif=exif_bytes(orientation), quality=100)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert distance(data, expected) == 0
-    opened = decode.open_image(data)
-    assert decode.upright_size(opened, data) == expected.size
+    assert decode.read_header(data).size == expected.size
 
 
 def test_exif_after_the_pixels_of_a_png_is_found():
@@ -221,9 +220,8 @@ ODD_JPEGS = {
 
 
 def assert_pixels_equal(data, shrink):
-    opened = decode.open_image(data)
     expected = decode.load_rgb(decode.open_image(data), data, shrink=shrink)
-    assert np.array_equal(decode.load_pixels(opened, data, shrink=shrink), np.asarray(expected))
+    assert np.array_equal(decode.read_header(data).pixels(shrink=shrink), np.asarray(expected))
 
 
 @pytest.mark.parametrize("shrink", [0, 1, 2, 3, 5, 9])
@@ -308,7 +306,7 @@ def test_bad_pictures_have_the_same_reason_as_pixels(name):
     with pytest.raises(BadSample) as bad:
         decode_image(data)
     with pytest.raises(BadSample) as bad_as_pixels:
-        decode.load_pixels(decode.open_image(data), data)
+        decode.read_header(data).pixels()
     assert bad_as_pixels.value.reason == bad.value.reason
 
 
@@ -334,7 +332,7 @@ def test_mutated_pictures_decode_or_have_a_reason():
         try:
             assert decode_image(bytes(data), max_pixels=10**6).mode == "RGB"
             outcomes.add("decoded")
-            decode.load_pixels(decode.open_image(bytes(data), max_pixels=10**6), bytes(data))
+            decode.read_header(bytes(data), max_pixels=10**6).pixels()
         except BadSample as bad:
             outcomes.add(bad.reason)
     assert outcomes <= {"decoded", *REASONS}

@@ -13,11 +13,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from simplejpeg import decode_jpeg, decode_jpeg_header
 
 from vlm.data.samples import BadSample
@@ -26,6 +27,7 @@ from vlm.data.samples import BadSample
 FORMATS = ("JPEG", "PNG", WebPImagePlugin.WebPImageFile.format, "GIF")
 MAX_PIXELS = 89_478_485  # Pillow warns above; as RGB they take 256 MiB
 _EXIF_ORIENTATION = 0x0112
+_TURNING = (b"Exif\0", b"http://ns.adobe.com/xap")  # how EXIF and XMP begin in a JPEG
 _EXIF_SOURCES = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,21 +75,6 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
-    """Width and height of an opened picture after EXIF orientation.
-
-    Only a JPEG's is known before it is decoded (a PNG's EXIF may follow its pixels), and only a
-    JPEG gains by it.
-
-    Raises:
-        BadSample: With one of the reasons above.
-    """
-    if not hasattr(image, "decoderconfig"):  # a JPEG's alone: what `draft` sets
-        with _bad_samples(data):
-            image.load()
-    return header_size(image)
-
-
 def header_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened picture, upright as far as its header tells."""
     width, height = image.size
@@ -106,22 +93,68 @@ def load_rgb(image: Image.Image, data: bytes, *, shrink: int = 1) -> Image.Image
         return to_rgb(image)
 
 
-def load_pixels(image: Image.Image, data: bytes, *, shrink: int = 1) -> UInt8[np.ndarray, "H W 3"]:
-    """As `load_rgb`, as an array; a plain JPEG in 3/4 of Pillow's time, straight into the array.
+@dataclass(frozen=True)
+class Encoded:
+    """A picture whose header was read and whose size was checked.
+
+    Attributes:
+        data: The bytes.
+        size: Width and height, upright.
+        opened: By Pillow; None where it was not needed.
+        plain: An upright RGB or grey JPEG, which the faster decoder can read.
+    """
+
+    data: bytes
+    size: tuple[int, int]
+    opened: Image.Image | None
+    plain: bool
+
+    def pixels(self, *, shrink: int = 1) -> UInt8[np.ndarray, "H W 3"]:
+        """As `load_rgb`, as an array; a plain JPEG straight into it, in 3/4 of Pillow's time.
+
+        Raises:
+            BadSample: With one of the reasons above.
+        """
+        if self.plain:
+            scale = 1 << max(1, min(shrink, 8)).bit_length() - 1  # 3/8 and the like are slower
+            width, height = (-(-side // scale) for side in self.size)
+            with _bad_samples(self.data), suppress(ValueError):  # what it can't read, Pillow judges
+                pixels: UInt8[np.ndarray, "H W 3"] = decode_jpeg(
+                    self.data, min_height=height, min_width=width
+                )
+                return pixels
+        opened = self.opened or open_image(self.data)
+        return np.asarray(load_rgb(opened, self.data, shrink=shrink))
+
+
+def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Encoded:
+    """The picture before it is decoded, if it is a JPEG.
+
+    The others are decoded for their size: a PNG's EXIF may follow its pixels.
 
     Raises:
         BadSample: With one of the reasons above.
     """
-    with _bad_samples(data), suppress(ValueError):  # what it cannot read, Pillow judges
-        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
-        if plain and decode_jpeg_header(data)[:2] == (image.height, image.width):
-            scale = 1 << max(1, min(shrink, 8)).bit_length() - 1  # 3/8 and the like are slower
-            height, width = -(-image.height // scale), -(-image.width // scale)
-            pixels: UInt8[np.ndarray, "H W 3"] = decode_jpeg(
-                data, min_height=height, min_width=width
-            )
-            return pixels
-    return np.asarray(load_rgb(image, data, shrink=shrink))
+    size = _plain_jpeg_size(data)
+    may_turn = any(mark in data for mark in _TURNING) if size else True
+    if size and not may_turn and size[0] * size[1] <= max_pixels:
+        return Encoded(data, size, None, plain=True)
+    opened = open_image(data, max_pixels=max_pixels)
+    if not isinstance(opened, JpegImagePlugin.JpegImageFile):
+        with _bad_samples(data):
+            opened.load()
+    plain = size == opened.size and _orientation(opened) == 1
+    return Encoded(data, header_size(opened), opened, plain)
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that is RGB or grey, before EXIF orientation; else None."""
+    if data.startswith(b"\xff\xd8"):
+        with suppress(ValueError):
+            height, width, colors, _ = decode_jpeg_header(data)
+            if colors in ("YCbCr", "RGB", "Gray") and width and height:
+                return width, height
+    return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

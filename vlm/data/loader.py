@@ -6,19 +6,18 @@ for another first micro-batch, with any number of workers.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from vlm.data.batch import Batch, EvalBatch, EvalSample
 from vlm.data.dataset import Dataset
-from vlm.data.decode import load_pixels, open_image
+from vlm.data.decode import read_header
 from vlm.data.order import Order, check_divides, draws_of_visit
 from vlm.data.prefetch import look_ahead
 from vlm.data.samples import BadSample
@@ -26,61 +25,6 @@ from vlm.data.tally import Place, Tally
 from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id
-
-EvalSample = tuple[str, tuple[str, ...], dict[str, Any]]  # key, captions, meta
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch of training; `images` are in channels_last memory format.
-
-    Attributes:
-        images: Zeros where not valid.
-        tokens: Padded to the context length; those of an empty text where not valid.
-        sample_ids: Global ids, of invalid samples too.
-        caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
-        valid: False where a sample could not be used; it keeps its slot.
-        bad: What could not be used, by reason.
-    """
-
-    images: UInt8[Tensor, "B 3 S S"]
-    tokens: Int[Tensor, "B L"]
-    sample_ids: Int[Tensor, " B"]
-    caption_ids: Int[Tensor, " B"]
-    valid: Bool[Tensor, " B"]
-    bad: Tally[Place]
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(
-            function(self.images),
-            function(self.tokens),
-            function(self.sample_ids),
-            function(self.caption_ids),
-            function(self.valid),
-            self.bad,
-        )
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """A batch of evaluation: pictures, and the (key, captions, meta) that belong to them.
-
-    Invalid samples keep their slot: zeros in `images`, and what could be read of them in `samples`.
-    """
-
-    images: UInt8[Tensor, "B 3 S S"]
-    sample_ids: Int[Tensor, " B"]
-    valid: Bool[Tensor, " B"]
-    samples: list[EvalSample]
-    bad: dict[str, int]
 
 
 def training_batches(
@@ -265,12 +209,13 @@ class _TrainingBuilder:
             raise BadSample("text.missing", sample.key)
         if self.cache_room <= 0:
             return sample.image, sample.captions
-        opened = open_image(sample.image)
-        size_bytes = 3 * opened.width * opened.height + 1024  # and what is around it
-        if size_bytes > self.cache_room or not self.transform.can_reuse(*opened.size):
+        encoded = read_header(sample.image)
+        width, height = encoded.size
+        size_bytes = 3 * width * height + 1024  # and what is around it
+        if size_bytes > self.cache_room or not self.transform.can_reuse(width, height):
             return sample.image, sample.captions
         self.cache_room -= size_bytes
-        self.cache[sample_id] = load_pixels(opened, sample.image), sample.captions
+        self.cache[sample_id] = encoded.pixels(), sample.captions
         return self.cache[sample_id]
 
     def _encode(self, caption: str) -> tuple[Int[np.ndarray, " l"], int]:

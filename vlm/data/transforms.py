@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vlm.data.decode import decode_image, load_pixels, open_image, to_rgb, upright_size
+from vlm.data.decode import decode_image, read_header, to_rgb
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -85,11 +85,11 @@ class TrainTransform:
             height, width = image.shape[:2]
             box = random_crop(width, height, draws, self.min_scale, self.max_aspect)
             return image, _whole_pixels(box, width, height)
-        opened = open_image(image)
-        width, height = upright_size(opened, image)
+        encoded = read_header(image)
+        width, height = encoded.size
         box = random_crop(width, height, draws, self.min_scale, self.max_aspect)
         shrink = int(min(box[2] - box[0], box[3] - box[1])) // self.image_size
-        pixels = load_pixels(opened, image, shrink=shrink)
+        pixels = encoded.pixels(shrink=shrink)
         x, y = pixels.shape[1] / width, pixels.shape[0] / height
         box = box[0] * x, box[1] * y, box[2] * x, box[3] * y
         return pixels, _whole_pixels(box, pixels.shape[1], pixels.shape[0])
@@ -122,15 +122,18 @@ def _whole_pixels(box: Box, width: int, height: int) -> WholeBox:
 
 
 def _crop(pixels: Pixels, box: WholeBox, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The crop resized: by mixing two pixels a side where it is reduced to no less than a half.
+    """The crop resized: reduced by mixing two pixels a side, to no less than a half each time.
 
     On photographs that is within 2 grey levels of Pillow's bicubic on average, in a tenth of the
     time (benchmarks/loader.py).
     """
     left, top, right, bottom = box
-    factor = max(right - left, bottom - top) / size
-    how = cv2.INTER_CUBIC if factor < 1 else cv2.INTER_LINEAR if factor <= 2 else cv2.INTER_AREA
-    return cv2.resize(pixels[top:bottom, left:right], (size, size), interpolation=how)
+    crop = pixels[top:bottom, left:right]
+    while max(crop.shape[:2]) > 2 * size:
+        height, width = (max(size, -(-side // 2)) for side in crop.shape[:2])
+        crop = cv2.resize(crop, (width, height), interpolation=cv2.INTER_LINEAR)
+    how = cv2.INTER_CUBIC if max(crop.shape[:2]) < size else cv2.INTER_LINEAR
+    return cv2.resize(crop, (size, size), interpolation=how)
 
 
 def _crop_turned(

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vlm.curate.source import Columns, open_data
+from vlm.data.batch import EvalBatch
 from vlm.data.dataset import Dataset
 from vlm.data.grouping import IMAGE_SUFFIXES
-from vlm.data.loader import EvalBatch, evaluation_batches
+from vlm.data.loader import evaluation_batches
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.progress import track

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config.schema import LossConfig
-from vlm.data.loader import Batch
+from vlm.data.batch import Batch
 from vlm.data.transforms import normalize
 from vlm.heads.model import Outputs
 from vlm.losses.caption import caption_loss, caption_targets

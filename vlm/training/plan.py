@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vlm.config.schema import Config
-from vlm.data.loader import Batch
+from vlm.data.batch import Batch
 from vlm.data.tally import Tally
 from vlm.heads.model import VisionLanguageModule
 from vlm.runtime.device import arithmetic

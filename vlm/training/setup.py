@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.config.schema import Config
+from vlm.data.batch import Batch
 from vlm.data.dataset import Dataset
-from vlm.data.loader import Batch, training_batches
+from vlm.data.loader import training_batches
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model

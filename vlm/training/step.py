@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.config.schema import OptimConfig
-from vlm.data.loader import Batch
+from vlm.data.batch import Batch
 from vlm.data.tally import Place, Tally, tally_of_places
 from vlm.heads.model import VisionLanguageModule
 from vlm.optim import AveragedWeights, lr_at, set_lr

@@ -1,0 +1,66 @@
+"""Batches of uint8 pictures: of training with tokens, of evaluation with what belongs to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from vlm.data.tally import Place, Tally
+
+EvalSample = tuple[str, tuple[str, ...], dict[str, Any]]  # key, captions, meta
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of training; `images` are in channels_last memory format.
+
+    Attributes:
+        images: Zeros where not valid.
+        tokens: Padded to the context length; those of an empty text where not valid.
+        sample_ids: Global ids, of invalid samples too.
+        caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
+        valid: False where a sample could not be used; it keeps its slot.
+        bad: What could not be used, by reason.
+    """
+
+    images: UInt8[Tensor, "B 3 S S"]
+    tokens: Int[Tensor, "B L"]
+    sample_ids: Int[Tensor, " B"]
+    caption_ids: Int[Tensor, " B"]
+    valid: Bool[Tensor, " B"]
+    bad: Tally[Place]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            function(self.images),
+            function(self.tokens),
+            function(self.sample_ids),
+            function(self.caption_ids),
+            function(self.valid),
+            self.bad,
+        )
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """A batch of evaluation: pictures, and the (key, captions, meta) that belong to them.
+
+    Invalid samples keep their slot: zeros in `images`, and what could be read of them in `samples`.
+    """
+
+    images: UInt8[Tensor, "B 3 S S"]
+    sample_ids: Int[Tensor, " B"]
+    valid: Bool[Tensor, " B"]
+    samples: list[EvalSample]
+    bad: dict[str, int]
