@@ -101,3 +101,22 @@ def test_resuming_something_else_is_refused(config, finished_run, change, error,
     with pytest.raises(error, match=message) as raised:
         vlm.train(config, {"run.dir": str(finished_run), **change}, resume="auto")
     assert len(raised.value.problems) == 1
+
+
+def test_a_finished_run_goes_on_when_it_gets_more_steps(start, finished_run, tmp_path):
+    run = tmp_path / "longer"
+    shutil.copytree(finished_run, run)
+    out = finished(start(f"run.dir={run}", "--resume", "auto", "train.steps=34"))
+    assert "\ntrain.steps was 30, is 34 from here on\n" in out
+    assert f"{run / 'model'} is model-00000030 now, for the run goes on\n" in out
+    before = (run / "model-00000030" / "model.safetensors").read_bytes()
+    assert before == weights(finished_run)["model.safetensors"]
+    assert weights(run) != weights(finished_run)
+    made_by = [
+        (run / name).read_bytes() for name in ("config.yaml", "command.json", "metrics.jsonl")
+    ]
+    words = ("--resume", "auto", "train.steps=34", "optim.lr=1")
+    assert "nothing is left to train" in finished(start(f"run.dir={run}", *words))
+    assert made_by == [
+        (run / name).read_bytes() for name in ("config.yaml", "command.json", "metrics.jsonl")
+    ]

@@ -3,13 +3,16 @@
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import vlm
 from vlm.checkpoint import list_checkpoints
+from vlm.config.find import read_yaml
 from vlm.config.load import dump_config
 from vlm.errors import ConfigError
 from vlm.runtime.files import write_atomic
@@ -32,10 +35,25 @@ def refuse_overwriting(folder: Path, resume: str) -> None:
         )
 
 
-def describe(folder: Path, parts: Parts) -> None:
-    """config.yaml reruns the run; ledger.json says on what, command.json what made it."""
+def describe(folder: Path, parts: Parts, first_step: int) -> None:
+    """config.yaml reruns the run; ledger.json says on what, command.json what made it.
+
+    Settings that differ from those before are told. Of a run that has nothing left to train, what
+    made it stays; of one that goes on beyond its end, the model gets the name of its step.
+    """
     (folder / MARKER).unlink(missing_ok=True)
-    write_atomic(folder / "config.yaml", dump_config(parts.config).encode())
+    if first_step >= parts.num_steps:
+        print(f"{folder} has taken its {parts.num_steps} steps: nothing is left to train")
+        return
+    for name in ("model", "results.json"):
+        if first_step and (folder / name).exists():
+            path = folder / name
+            aside = path.rename(path.with_stem(f"{path.stem}-{first_step:08}"))
+            print(f"{path} is {aside.name} now, for the run goes on")
+    config = dump_config(parts.config)
+    for line in _changes(folder / "config.yaml", config) if first_step else ():
+        print(line)
+    write_atomic(folder / "config.yaml", config.encode())
     write_atomic(folder / "ledger.json", parts.data.ledger())
     command = {
         "command": ["vlm", *sys.argv[1:]],
@@ -46,3 +64,22 @@ def describe(folder: Path, parts: Parts) -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     write_atomic(folder / "command.json", json.dumps(command, indent=1).encode())
+
+
+def _changes(path: Path, config: str) -> Iterator[str]:
+    """Yields a line for each setting that is another than in the file."""
+    if not path.exists():
+        return
+    before, now = (dict(_flat(read_yaml(text).values)) for text in (path.read_text(), config))
+    for key, value in now.items():
+        if before.get(key) != value:
+            yield f"{key} was {json.dumps(before.get(key))}, is {json.dumps(value)} from here on"
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    if not isinstance(values, dict):
+        yield prefix[:-1], values
+        return
+    for key, value in values.items():
+        yield from _flat(value, f"{prefix}{key}.")

@@ -62,8 +62,6 @@ def train(
         watched(folder, ranks, stop, step_timeout_s=settings.run.step_timeout_s) as watch,
     ):
         parts = build_parts(settings, ranks)
-        if ranks.is_main:
-            describe(folder, parts)
         with stop.deferred():
             _fit(parts, folder, ranks, stop, watch)
         watch.end("after the last step")
@@ -77,6 +75,8 @@ def _fit(
     settings = parts.config
     state = restore(folder / "checkpoints", parts) or {"step": 0, "guards": {}}
     first: int = state["step"]
+    if ranks.is_main:
+        describe(folder, parts, first)
     size = settings.train.global_batch_size
     guards = Guards(
         state["guards"],
