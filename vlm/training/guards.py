@@ -95,13 +95,14 @@ class BadSampleGuard:
 class SpikeGuard:
     """Warns when the loss jumps above its running mean; what follows is left to the reader.
 
-    The variance is half the mean square of differences between steps, so that a loss that falls
+    One step is enough, or two in a row that are as unlikely together. The variance is half the mean square of differences between steps, so that a loss that falls
     steadily does not look noisy.
 
     Attributes:
         mean: Of about the last `1 / MEAN_RATE` steps; spikes are left out.
         variance: Of about the last `1 / VARIANCE_RATE`.
         last: Step's loss.
+        last_height: Its standard deviations above the mean, if that was no spike.
         num_steps: Behind them.
         num_high: Steps since the loss is high; after MAX_HIGH it is the new normal.
     """
@@ -109,6 +110,7 @@ class SpikeGuard:
     mean: float = 0.0
     variance: float = 0.0
     last: float = 0.0
+    last_height: float = 0.0
     num_steps: int = 0
     num_high: int = 0
 
@@ -116,7 +118,7 @@ class SpikeGuard:
     VARIANCE_RATE = 0.02
     MIN_STEPS = 50
     MIN_RELATIVE = 0.01  # of the mean: less deviation than this is not told from none
-    LIMIT = 6.0  # standard deviations
+    LIMIT = 5.5  # standard deviations
     MAX_HIGH = 20
 
     def check(self, step: int, loss: float) -> list[str]:
@@ -125,14 +127,16 @@ class SpikeGuard:
             return []
         deviation = max(math.sqrt(self.variance), self.MIN_RELATIVE * abs(self.mean), 1e-8)
         height = (loss - self.mean) / deviation
-        if self.num_steps >= self.MIN_STEPS and height > self.LIMIT:
+        both = (height + self.last_height) / math.sqrt(2)
+        if self.num_steps >= self.MIN_STEPS and max(height, both) > self.LIMIT:
             return self._high(step, loss, height)
-        self.num_high = 0
+        self.num_high, self.last_height = 0, height
         self._learn(loss)
         return []
 
     def _high(self, step: int, loss: float, height: float) -> list[str]:
         self.num_high += 1
+        self.last_height = 0.0
         if self.num_high >= self.MAX_HIGH:
             self.mean = self.variance = 0.0
             self.num_steps = self.num_high = 0
