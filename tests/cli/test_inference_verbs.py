@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from webdataset import TarWriter
 
 from vlm.cli.main import main
@@ -54,12 +55,21 @@ def test_classify_prints_csv_with_ranked_labels(folder, data, capsys):
     rows = rows_of(capsys.readouterr().out)
     assert [row["key"] for row in rows] == ["'=1+red", "'=1+green", "'=1+blue"]
     assert list(rows[0]) == [
-        "key", "label", "probability", "label_2", "probability_2", "label_3", "probability_3",
+        "key", "path",
+        "label", "probability", "label_2", "probability_2", "label_3", "probability_3",
     ]  # fmt: skip
     for row in rows:
         assert {row["label"], row["label_2"], row["label_3"]} == set(COLOURS)
         total = sum(float(row[name]) for name in row if name.startswith("probability"))
         assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_rows_name_the_files_of_a_folder(folder, tmp_path, capsys):
+    for name in ("b/red one.png", "a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), "red").save(tmp_path / name)
+    assert main(["classify", folder, str(tmp_path), "--labels", "red,blue"]) == 0
+    assert [row["path"] for row in rows_of(capsys.readouterr().out)] == ["a.png", "b/red one.png"]
 
 
 def test_classify_says_what_python_says(folder, data, tmp_path, capsys):

@@ -128,7 +128,8 @@ def test_a_misspelt_key_is_not_reported_as_missing_too(problems):
         ("data: {train: x}", 1,
          "train.steps or train.epochs must say how long to train on data.train"),
         ("train:\n  epochs: 2\n  steps: 5", 3,
-         "steps or epochs, not both: train.steps is 5 and train.epochs is 2; set one to null"),
+         "steps or epochs, not both: train.steps is 5 and train.epochs is 2; set one to null, "
+         "as train.epochs=null"),
         ("data: {streams: 16}\ntrain: {global_batch_size: 1000}", 2,
          "train.global_batch_size (1000) must be divisible by data.streams (16); use 992 or 1008"),
         ("data:\n  streams: 1500", 2,

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -264,6 +265,20 @@ def test_workers_outlive_a_signal_to_their_group(batches):
     subprocess.run(["kill", "-INT", pid], check=True)
     for batch, expected in zip(islice(generator, 12), islice(batches(), 1, 13), strict=True):
         assert_equal(batch, expected)
+
+
+def test_a_script_without_a_guard_starts_workers_and_is_not_run_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial\n"
+        "from vlm.data.workers import build_in_order\n"
+        "batches = build_in_order(\n"
+        "    partial(partial, divmod, 7), range(1, 4), num_workers=2, batch_bytes=1\n"
+        ")\n"
+        "print(list(batches))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[[7, 0], [3, 1], [2, 1]]\n", "")
 
 
 def test_closing_ends_the_workers_promptly(batches):

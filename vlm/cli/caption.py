@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
         description="captioning",
         log=partial(print, file=sys.stderr),
     )
-    with new_csv(args.out, ["key", "caption"]) as write:
+    with new_csv(args.out, ["key", "path", "caption"]) as write:
         for batch in batches:
             captions = model.caption_pixels(batch.images, prompt=args.prompt)
             for item, caption in zip(batch.items, captions, strict=True):
-                write([item.key, caption])
+                write([item.key, item.path, caption])
     return 0

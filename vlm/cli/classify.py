@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
         description="classifying",
         log=partial(print, file=sys.stderr),
     )
-    header = ["key", "label", "probability", *_columns(min(TOP, len(labels)))]
+    header = ["key", "path", "label", "probability", *_columns(min(TOP, len(labels)))]
     with new_csv(args.out, header) as write:
         for batch in batches:
             features = model.encode_pixels(batch.images).float().cpu()
             found = predict(features, weights, labels, logit_scale=model.logit_scale, top=TOP)
             for item, prediction in zip(batch.items, found, strict=True):
                 cells = [cell for name, p in prediction.ranking for cell in (name, f"{p:.6f}")]
-                write([item.key, *cells])
+                write([item.key, item.path, *cells])
     return 0
 
 

@@ -70,9 +70,9 @@ def _print_table(hits: "list[Hit]") -> None:
     if not hits:
         print("no picture matches")
         return
-    table = Table("", "score", "key", "caption", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("", "score", "picture", "caption", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, hit in enumerate(hits, start=1):
         # Text and printable: a caption's brackets are no markup, its control codes no commands.
-        texts = (Text(printable(text, 200)) for text in (hit.key, hit.caption))
+        texts = (Text(printable(text, 200)) for text in (hit.path or hit.key, hit.caption))
         table.add_row(str(number), f"{hit.score:.3f}", *texts)
     Console().print(table)

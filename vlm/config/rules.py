@@ -43,8 +43,9 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
 def _check_duration(config: Config) -> Iterator[Problem]:
     train, keys = config.train, ("train.steps", "train.epochs")
     if train.steps is not None and train.epochs is not None:
-        text = f"steps or epochs, not both: train.steps is {train.steps}"
-        yield Problem(keys, f"{text} and train.epochs is {train.epochs:g}; set one to null")
+        both = f"train.steps is {train.steps} and train.epochs is {train.epochs:g}"
+        way_out = "set one to null, as train.epochs=null"
+        yield Problem(keys, f"steps or epochs, not both: {both}; {way_out}")
     if config.data.train is not None and train.steps is None and train.epochs is None:
         text = "train.steps or train.epochs must say how long to train on data.train"
         yield Problem((*keys, "data.train"), text)

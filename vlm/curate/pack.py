@@ -17,6 +17,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from vlm.curate.listing import Listing, Picture
+from vlm.data.decode import open_image
+from vlm.data.samples import BadSample
 from vlm.data.shards import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from vlm.errors import ConfigError, DataError, DiskError
 from vlm.runtime.files import progress, write_atomic
@@ -171,6 +173,10 @@ def _image(path: Path) -> tuple[str, bytes]:
         raise _Unusable("image.unreadable", str(error)) from error
     for suffix, magic in MAGIC.items():
         if re.match(magic, data, re.DOTALL):
+            try:
+                open_image(data)
+            except BadSample as bad:
+                raise _Unusable(bad.reason, bad.detail) from bad
             return suffix, data
     return "png", _as_png(data)
 

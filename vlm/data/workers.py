@@ -5,13 +5,14 @@ in turn, so they arrive in order for any n.
 
 Workers start by "forkserver" where there is one, else by "spawn". "fork" would copy a process that
 has threads (OpenMP, CUDA, tokenizers), whose locks may be held; Python 3.12 deprecates that. The
-fork server imports torch once, in 1-3 s, and then starts a worker in 50 ms. As with "spawn", a
-script that starts workers must do so under `if __name__ == "__main__":`.
+fork server imports torch once, in 1-3 s, and then starts a worker in 50 ms. Workers do not import
+the script that starts them, so it needs no `if __name__ == "__main__":`.
 """
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +21,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, TypeVar
 
 import cv2
@@ -71,7 +73,7 @@ def build_in_order(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the process's random state is left alone
         )
-        with _sigterm_blocked():
+        with _sigterm_blocked(), _without_main():
             items = iter(loader)
     return _handed_on(items, num_workers)
 
@@ -153,6 +155,17 @@ def _sigterm_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Workers need nothing of the script: it is not imported again, with or without a guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _set_up_worker(main_pid: int, headroom_bytes: int, _worker_id: int) -> None:

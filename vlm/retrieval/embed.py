@@ -31,6 +31,11 @@ class Item(NamedTuple):
     captions: tuple[str, ...]
     meta: dict[str, Any]
 
+    @property
+    def path(self) -> str:
+        """Where its folder or table had it; empty for what was packed by others."""
+        return str(self.meta.get("path", ""))
+
 
 @dataclass(frozen=True)
 class Pictures:

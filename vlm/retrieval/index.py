@@ -54,6 +54,11 @@ class Hit:
     meta: dict[str, Any]
     thumbnail: bytes
 
+    @property
+    def path(self) -> str:
+        """Where its folder or table had it; empty for what was packed by others."""
+        return str(self.meta.get("path", ""))
+
 
 def check_new(folder: Path) -> None:
     """Refuse a folder that holds something.

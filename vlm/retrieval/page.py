@@ -37,8 +37,9 @@ def search_page(query: str, hits: Sequence[Hit], *, where: str | None = None) ->
 def _item(hit: Hit) -> str:
     data = base64.b64encode(hit.thumbnail).decode()
     meta = json.dumps(hit.meta, ensure_ascii=False)
+    name = escape(hit.path or hit.key)
     return (
         f'<li title="{escape(meta)}">'
-        f'<img src="data:image/webp;base64,{data}" alt="{escape(hit.caption or hit.key)}">'
-        f"<div>{escape(hit.caption)}</div><small>{hit.score:.3f} {escape(hit.key)}</small></li>"
+        f'<img src="data:image/webp;base64,{data}" alt="{escape(hit.caption) or name}">'
+        f"<div>{escape(hit.caption)}</div><small>{hit.score:.3f} {name}</small></li>"
     )

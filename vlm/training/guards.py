@@ -95,8 +95,9 @@ class BadSampleGuard:
 class SpikeGuard:
     """Warns when the loss jumps above its running mean; what follows is left to the reader.
 
-    One step is enough, or two in a row that are as unlikely together. The variance is half the mean square of differences between steps, so that a loss that falls
-    steadily does not look noisy.
+    One step is enough, or two in a row that are as unlikely together. The variance is half the
+    mean square of differences between steps, so that a loss that falls steadily does not look
+    noisy.
 
     Attributes:
         mean: Of about the last `1 / MEAN_RATE` steps; spikes are left out.
