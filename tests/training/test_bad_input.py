@@ -104,3 +104,14 @@ def test_a_device_that_is_not_there(train, tmp_path, word):
         pytest.skip("there is one")
     code, err = train("unused", word)
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_the_plan_tells_of_samples_without_a_caption(config, tmp_path, capsys):
+    members = [("a.png", png()), ("a.txt", b"a"), ("b.png", png()), ("c.png", png())]
+    write_shard(tmp_path / "a.tar", members)
+    words = (f"data.train={tmp_path}/a.tar", f"run.dir={tmp_path}/run")
+    assert main(["train", str(config), *words, "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("without a caption")]
+    assert " 2 samples: masked in training" in line
+    assert not (tmp_path / "run").exists()

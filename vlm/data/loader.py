@@ -268,5 +268,5 @@ def _blank_images(size: int, image_size: int) -> UInt8[Tensor, "B 3 S S"]:
     """
     blank = torch.zeros(size, image_size, image_size, 3, dtype=torch.uint8)
     if get_worker_info():
-        blank.share_memory_()  # type: ignore[no-untyped-call]
+        blank.share_memory_()  # type: ignore[no-untyped-call]  # torch's
     return blank.permute(0, 3, 1, 2)

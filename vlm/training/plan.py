@@ -16,6 +16,7 @@ from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
 
 MIB = 2**20
+MAX_LOOKED_AT = 10_000_000  # samples: a second for local indexes
 
 
 def print_plan(config: Config, ranks: Ranks, console: Console | None = None) -> None:
@@ -41,6 +42,9 @@ def plan(parts: Parts, ranks: Ranks) -> Iterator[tuple[str, str]]:
         parts.data.ledgers, parts.data.passes(total).items(), strict=True
     ):
         yield "data", f"{name}: {ledger.kept:,} samples, {passes:.1f} passes"
+    if num_without := _num_without_caption(parts):
+        way_out = "masked in training; a source's filter: {min_caption_chars: 1} leaves them out"
+        yield "without a caption", f"{num_without:,} samples: {way_out}"
     yield "steps", f"{parts.num_steps:,} of {size:,} samples on {ranks.world_size} rank(s)"
     yield "samples", f"{total:,} ({total / len(parts.data.dataset):.1f} epochs)"
     yield "device", f"{step.device}, {step.precision}"
@@ -50,6 +54,14 @@ def plan(parts: Parts, ranks: Ranks) -> Iterator[tuple[str, str]]:
     state, activations = estimate_memory(parts, size // ranks.world_size)
     yield "memory, weights and optimiser", f"{state / MIB:,.0f} MiB a rank"
     yield "memory, activations", f"{activations / MIB:,.0f} MiB a rank (estimate)"
+
+
+def _num_without_caption(parts: Parts) -> int:
+    """Samples without a caption; 0 where there are too many to look at."""
+    dataset = parts.data.dataset
+    if len(dataset) > MAX_LOOKED_AT:
+        return 0
+    return int((dataset.caption_lengths() == 0).sum())
 
 
 def parameters_by_part(module: VisionLanguageModule) -> Iterator[tuple[str, int]]:
