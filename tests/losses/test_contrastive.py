@@ -1,11 +1,18 @@
+"""What the losses are, on one process; ranks, tiles and gradients are in test_parity.py."""
+
 import math
+from dataclasses import replace
 
 import open_clip.loss
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import normalize
 
-from vlm.losses.contrastive import Pairs, info_nce, num_duplicates
+from vlm.losses.contrastive import info_nce, sigmoid_loss
+from vlm.losses.pairs import Pairs
+
+BIAS = torch.tensor(-3.0, dtype=torch.float64)
 
 
 def make_batch(rows, dim=8, seed=0):
@@ -23,62 +30,63 @@ def distinct(rows, **changes):
     return Pairs(**{"sample_ids": ids, "caption_ids": ids + 100, "valid": valid} | changes)
 
 
-def whole(image, text, scale, pairs):
-    return info_nce(image, text, image, text, scale, pairs)
+def sigmoid(image, text, scale, pairs):
+    return sigmoid_loss(image, text, scale, BIAS, pairs)
 
 
-def loop_reference(image, text, scale, pairs):
-    """The formula of the design, written with loops over valid rows and columns."""
-    keep = [i for i in range(len(image)) if pairs.valid[i]]
-    total = 0.0
-    for queries, keys in ((image, text), (text, image)):
-        for i in keep:
-            match = [
-                j
-                for j in keep
-                if pairs.sample_ids[i] == pairs.sample_ids[j]
-                or pairs.caption_ids[i] == pairs.caption_ids[j]
-            ]
-            columns, targets = keep, match
-            if pairs.duplicates != "positive":
-                targets = [i]
-            if pairs.duplicates == "ignore":
-                columns = [j for j in keep if j == i or j not in match]
-            s = {j: scale * (queries[i] @ keys[j]) for j in columns}
-            lse = torch.logsumexp(torch.stack([s[j] for j in columns]), 0)
-            total = total + lse - sum(s[j] for j in targets) / len(targets)
-    return total / (2 * len(keep))
+both = pytest.mark.parametrize("loss", [info_nce, sigmoid])
 
 
-@pytest.mark.parametrize("duplicates", ["positive", "ignore", "negative"])
-def test_equals_a_loop_with_duplicates_and_bad_samples(duplicates):
-    image, text, scale = make_batch(9)
-    pairs = distinct(
-        9,
-        caption_ids=torch.tensor([1, 2, 1, 3, 4, 1, 5, 6, 3]),
-        sample_ids=torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 8]),
-        valid=torch.tensor([1, 1, 1, 1, 0, 1, 1, 1, 1], dtype=torch.bool),
-        duplicates=duplicates,
-    )
-    ours, theirs = (f(image, text, scale, pairs) for f in (whole, loop_reference))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    for a, b in zip(*(torch.autograd.grad(x, (image, text)) for x in (ours, theirs)), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-def test_equals_open_clip_where_nothing_repeats():
+def test_info_nce_is_open_clips_where_nothing_repeats():
     image, text, scale = make_batch(16)
     theirs = open_clip.loss.ClipLoss()(image, text, scale)
-    torch.testing.assert_close(whole(image, text, scale, distinct(16)), theirs, rtol=0, atol=1e-12)
+    ours = info_nce(image, text, scale, distinct(16))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_sigmoid_is_open_clips_where_nothing_repeats():
+    image, text, scale = make_batch(16)
+    theirs = open_clip.loss.SigLipLoss()(image, text, scale, BIAS)
+    ours = sigmoid(image, text, scale, distinct(16))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_label_smoothing_is_torchs():
+    image, text, scale = make_batch(12)
+    logits, labels = scale * image @ text.T, torch.arange(12)
+    theirs = sum(F.cross_entropy(x, labels, label_smoothing=0.2) for x in (logits, logits.T)) / 2
+    ours = info_nce(image, text, scale, distinct(12), label_smoothing=0.2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@both
+def test_its_gradient_is_the_numeric_one(loss):
+    image, text, scale = make_batch(5, dim=3)
+    pairs = distinct(5, caption_ids=torch.tensor([1, 1, 2, 3, 4]))
+    scale.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *args: loss(*args, pairs), (image, text, scale))
 
 
 def test_equal_features_give_log_of_the_batch_size():
     image = torch.ones(12, 4) / 2
-    loss = whole(image, image, torch.tensor(50.0), distinct(12))
+    loss = info_nce(image, image, torch.tensor(50.0), distinct(12))
     assert float(loss) == pytest.approx(math.log(12), abs=1e-5)
 
 
-def test_is_invariant_to_the_order_of_pairs():
+def test_logits_far_apart_neither_overflow_nor_vanish():
+    image = torch.eye(4)[[0, 0, 1]].requires_grad_()
+    text = -torch.eye(4)[[0, 1, 1]]
+    loss = info_nce(image, text, torch.tensor(100.0), distinct(3), tile_bytes=1)
+    rows = [(-100, 0, 0), (-100, 0, 0), (0, -100, -100)]
+    logits = torch.tensor(rows, dtype=torch.float64)
+    labels = torch.arange(3)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert torch.autograd.grad(loss, image)[0].isfinite().all()
+
+
+@both
+def test_is_invariant_to_the_order_of_pairs(loss):
     image, text, scale = make_batch(10)
     pairs = distinct(10, caption_ids=torch.tensor([1, 1, 2, 3, 4, 5, 6, 7, 8, 2]))
     order = torch.randperm(10)
@@ -86,44 +94,39 @@ def test_is_invariant_to_the_order_of_pairs():
         10, caption_ids=pairs.caption_ids[order], sample_ids=pairs.sample_ids[order]
     )
     torch.testing.assert_close(
-        whole(image, text, scale, pairs), whole(image[order], text[order], scale, shuffled)
+        loss(image, text, scale, pairs), loss(image[order], text[order], scale, shuffled)
     )
 
 
-def test_shares_of_ranks_add_up_to_the_loss():
-    image, text, scale = make_batch(8)
-    pairs = distinct(8, caption_ids=torch.tensor([1, 2, 1, 3, 4, 1, 5, 6]))
-    shares = [
-        info_nce(
-            image[offset : offset + 2],
-            text[offset : offset + 2],
-            image,
-            text,
-            scale,
-            distinct(8, caption_ids=pairs.caption_ids, offset=offset),
-        )
-        for offset in (0, 2, 4, 6)
-    ]
-    torch.testing.assert_close(sum(shares), whole(image, text, scale, pairs))
-
-
-def test_a_bad_sample_has_no_gradient_and_moves_no_other():
+@both
+def test_a_bad_sample_has_no_gradient_and_moves_no_other(loss):
     image, text, scale = make_batch(6)
     valid = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.bool)
-    loss = whole(image, text, scale, distinct(6, valid=valid))
-    gradient = torch.autograd.grad(loss, image)[0]
+    whole = loss(image, text, scale, distinct(6, valid=valid))
+    gradient = torch.autograd.grad(whole, image, retain_graph=True)[0]
     assert gradient[3].abs().max() == 0
-    without = whole(image[valid], text[valid], scale, distinct(5))
-    torch.testing.assert_close(loss, without)
+    torch.testing.assert_close(whole, loss(image[valid], text[valid], scale, distinct(5)))
 
 
-def test_duplicates_are_counted():
-    pairs = distinct(5, caption_ids=torch.tensor([1, 1, 1, 2, 3]))
-    assert num_duplicates(pairs, 5) == 6  # three rows, each with two others
-
-
-def test_a_batch_of_bad_samples_is_zero_and_finite():
+@both
+def test_a_batch_of_bad_samples_is_zero_and_finite(loss):
     image, text, scale = make_batch(4)
-    loss = whole(image, text, scale, distinct(4, valid=torch.zeros(4, dtype=torch.bool)))
-    assert loss == 0
-    assert torch.autograd.grad(loss, image)[0].isfinite().all()
+    total = loss(image, text, scale, distinct(4, valid=torch.zeros(4, dtype=torch.bool)))
+    assert total == 0
+    assert torch.autograd.grad(total, image)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 5, 10, 1000])
+def test_duplicates_are_counted(tile_bytes):
+    pairs = distinct(5, caption_ids=torch.tensor([1, 1, 1, 2, 3]))
+    assert pairs.num_duplicates(5, tile_bytes) == 6  # three rows, each with two others
+    assert replace(pairs, valid=torch.tensor([1, 0, 1, 1, 1]).bool()).num_duplicates(5) == 2
+    assert distinct(5).num_duplicates(5) == 0
+
+
+def test_tiles_cover_the_rows_within_the_budget():
+    pairs = distinct(10)
+    for tile_bytes, heights in ((1, [1] * 7), (4 * 10 * 3, [3, 3, 1]), (10**9, [7])):
+        tiles = [*pairs.tiles(7, 4, tile_bytes)]
+        assert [tile.rows.stop - tile.rows.start for tile in tiles] == heights
+        assert [tile.rows.start for tile in tiles] == [sum(heights[:n]) for n in range(len(tiles))]

@@ -34,10 +34,23 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
     if low > high:
         keys = ("model.init_logit_scale", "model.max_logit_scale")
         yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
+    yield from _check_contrastive(config)
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")
             yield Problem((key,), f"{key} is the text {shown(value)}; write true or false")
+
+
+def _check_contrastive(config: Config) -> Iterator[Problem]:
+    loss, bias = config.loss, config.model.init_logit_bias
+    keys = ("loss.contrastive", "model.init_logit_bias")
+    if loss.contrastive == "sigmoid" and bias is None:
+        yield Problem(keys, f"{keys[0]}=sigmoid needs {keys[1]}; SigLIP's is -10")
+    if loss.contrastive == "info_nce" and bias is not None:
+        yield Problem(keys, f"{keys[1]} is {bias:g}, and {keys[0]}=info_nce has no bias; use null")
+    if loss.contrastive == "sigmoid" and loss.label_smoothing:
+        keys = ("loss.contrastive", "loss.label_smoothing")
+        yield Problem(keys, f"{keys[1]} is of info_nce; set it to 0 for {keys[0]}=sigmoid")
 
 
 def _check_duration(config: Config) -> Iterator[Problem]:

@@ -130,6 +130,7 @@ class ModelConfig:
     activation: Literal["gelu", "quick_gelu"] = "gelu"  # of the text encoder
     init_logit_scale: Positive = 1 / 0.07  # CLIP, section 2.5; kept in log space
     max_logit_scale: Positive = 100.0
+    init_logit_bias: float | None = None  # of the sigmoid loss; SigLIP, section 3.3: -10, scale 10
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     captioner: CaptionerConfig | None = None
@@ -139,6 +140,8 @@ class ModelConfig:
 class LossConfig:
     """What is minimised: contrastive + caption_weight * caption."""
 
+    contrastive: Literal["info_nce", "sigmoid"] = "info_nce"  # CLIP's; SigLIP's, arXiv 2303.15343
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of info_nce
     duplicates: Literal["positive", "ignore", "negative"] = "positive"  # equal captions in a batch
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
     caption_fraction: Annotated[float, Field(gt=0, le=1)] = (

@@ -73,6 +73,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         text,
         init_logit_scale=config.init_logit_scale,
         max_logit_scale=config.max_logit_scale,
+        init_logit_bias=config.init_logit_bias,
     )
     return VisionLanguageModule(encoders, _build_captioner(config, tokenizer, image.width))
 

@@ -20,12 +20,14 @@ class Features:
         image: [B, D].
         text: [B, D].
         logit_scale: [], already exponentiated and clamped.
+        logit_bias: []; None where the model has none.
         image_tokens: [B, N, W].
     """
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor
+    logit_bias: Tensor | None
     image_tokens: Tensor
 
 
@@ -37,6 +39,7 @@ class DualEncoder(nn.Module):
         text: The text encoder, of the same D.
         init_logit_scale: Inverse temperature at the start; learned in log space.
         max_logit_scale: Clamp; CLIP, section 2.5: 100.
+        init_logit_bias: At the start, of the sigmoid loss (2303.15343, section 3.3); None for none.
     """
 
     def __init__(
@@ -46,12 +49,16 @@ class DualEncoder(nn.Module):
         *,
         init_logit_scale: float = 1 / 0.07,
         max_logit_scale: float = 100.0,
+        init_logit_bias: float | None = None,
     ) -> None:
         super().__init__()
         self.image = image
         self.text = text
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_logit_scale)))
         self.max_logit_scale = max_logit_scale
+        self.logit_bias: nn.Parameter | None = None
+        if init_logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
 
     def scale(self) -> Float[Tensor, ""]:
         """The inverse temperature."""
@@ -82,7 +89,8 @@ class DualEncoder(nn.Module):
     def forward(self, pixels: Float[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> Features:
         """Both sides of a batch."""
         image, image_tokens = self.image(pixels)
-        return Features(_unit(image), _unit(self.text(tokens)), self.scale(), image_tokens)
+        text = _unit(self.text(tokens))
+        return Features(_unit(image), text, self.scale(), self.logit_bias, image_tokens)
 
 
 def _unit(features: Tensor) -> Tensor:

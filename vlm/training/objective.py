@@ -10,7 +10,9 @@ from vlm.data.batch import Batch
 from vlm.data.transforms import normalize
 from vlm.heads.model import Outputs
 from vlm.losses.caption import caption_loss, caption_targets
-from vlm.losses.contrastive import Pairs, info_nce, num_duplicates
+from vlm.losses.contrastive import info_nce, sigmoid_loss
+from vlm.losses.pairs import Pairs
+from vlm.models.dual_encoder import Features
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime import distributed
 
@@ -48,6 +50,7 @@ class Objective:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Run the model and weigh its terms; `batch` is on the model's device."""
+        pairs = self._pairs(batch)
         tokens = trim(batch.tokens, self.eot_id)
         inputs, targets, mask = caption_targets(tokens, self.eot_id, batch.valid)
         captioned = round(len(tokens) * self.loss.caption_fraction) if self.captions else 0
@@ -57,7 +60,7 @@ class Objective:
             inputs[:captioned] if captioned else None,
         )
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
-            terms = self._contrastive(outputs, batch)
+            terms = {"loss/contrastive": self._contrastive(outputs.features, pairs)}
             if outputs.caption_logits is not None:
                 mask = mask[:captioned]
                 count = distributed.all_reduce_sum(mask.sum()).clamp(min=1)
@@ -72,29 +75,29 @@ class Objective:
             "loss": loss.detach(),
             "num_valid": batch.valid.sum().float(),
             "num_bad": (~batch.valid).sum().float(),
+            "num_duplicates": pairs.num_duplicates(len(batch.valid)).float(),
             "num_tokens": num_tokens,
             "num_padding": num_tokens - text_lengths(tokens, self.eot_id).sum(),
         }
         return Terms(loss, shares)
 
-    def _contrastive(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        features = outputs.features
-        pairs = Pairs(
+    def _pairs(self, batch: Batch) -> Pairs:
+        """Of the global batch; made before the model runs, since making it waits for the device."""
+        return Pairs(
             sample_ids=distributed.all_gather(batch.sample_ids),
             caption_ids=distributed.all_gather(batch.caption_ids),
             valid=distributed.all_gather(batch.valid.to(torch.uint8)).bool(),
             offset=distributed.rank() * len(batch.valid),
             duplicates=self.loss.duplicates,
         )
-        contrastive = info_nce(
-            features.image,
-            features.text,
-            distributed.all_gather_with_gradient(features.image),
-            distributed.all_gather_with_gradient(features.text),
-            features.logit_scale,
-            pairs,
+
+    def _contrastive(self, features: Features, pairs: Pairs) -> Tensor:
+        texts = distributed.all_gather_with_gradient(features.text)
+        if features.logit_bias is not None:
+            return sigmoid_loss(
+                features.image, texts, features.logit_scale, features.logit_bias, pairs
+            )
+        smoothing = self.loss.label_smoothing
+        return info_nce(
+            features.image, texts, features.logit_scale, pairs, label_smoothing=smoothing
         )
-        return {
-            "loss/contrastive": contrastive,
-            "num_duplicates": num_duplicates(pairs, len(batch.valid)).float(),
-        }

@@ -11,6 +11,7 @@ from vlm.config.schema import Config
 from vlm.data.batch import Batch
 from vlm.data.tally import Tally
 from vlm.heads.model import VisionLanguageModule
+from vlm.losses.pairs import TILE_BYTES
 from vlm.runtime.device import arithmetic
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
@@ -78,14 +79,14 @@ def estimate_memory(parts: Parts, rows: int) -> tuple[int, int]:
     """Bytes of state (weights, gradients, moments, average) and of activations for `rows` samples.
 
     Activations are measured, not modelled: what autograd keeps for 2 and for 4 samples with full
-    captions gives a line. What is quadratic in the batch, the two logit matrices, is added.
+    captions gives a line. Tiles of logits are added.
     """
     config = parts.config
     weights = sum(p.nbytes for p in parts.step.module.parameters())
     copies = 4 + (parts.step.averaged is not None)  # weights, gradients, two moments, the average
     few, more = (_kept_bytes(parts, n) for n in (2, 4))
     per_row = (more - few) / 2
-    logits = 2 * 4 * 3 * rows * config.train.global_batch_size  # fp32, 3 copies, 2 directions
+    logits = 4 * min(4 * rows * config.train.global_batch_size, TILE_BYTES)  # fp32, and 3 copies
     return weights * copies, round(few + per_row * (rows - 2)) + logits
 
 

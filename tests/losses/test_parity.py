@@ -1,0 +1,35 @@
+"""Loss and gradients of every parameter are those of one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("parity.py")
+NUM_CELLS = 2 * 4 * 2 * 3  # losses, pairs, types, tiles
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_cell_of_the_parity_table(tmp_path, world_size):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), str(world_size), tmp_path / "store"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    said = [rank.communicate(timeout=300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size, said
+    cells = [json.loads(line) for line in said[0][0].splitlines()]
+    assert len(cells) == NUM_CELLS
+    for cell in cells:
+        limit = 1e-10 if cell["cell"][-1] == "float64" else 1e-6
+        assert cell["loss"] < limit, cell
+        assert cell["gradients"] < limit, cell
