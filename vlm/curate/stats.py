@@ -53,7 +53,7 @@ def measure(dataset: Dataset) -> Stats:
     hashes = []
     captions = progress(dataset.captions(), description="reading captions", total=len(dataset))
     for caption in captions:
-        found.update(scripts(caption))
+        found.update(sorted(scripts(caption)))  # of equal counts, the same one first
         hashes.append(int.from_bytes(blake2b(caption.encode(), digest_size=8).digest(), "little"))
     images = dataset.image_hashes()
     formats = np.bincount(dataset.image_formats(), minlength=len(FORMATS))
