@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vlm.cli import data_index, data_pack, data_show
+from vlm.cli.main import main
 from vlm.errors import ConfigError
 
 
@@ -34,14 +35,14 @@ def test_pack_then_index_then_show(table: str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == (
         'photos.csv: image column "image", caption column "caption"\n'
         "photos.csv: left out 1 image.missing: 3.png (no such file)\n"
-        "out: 3 samples in 1 shards\n"
+        "out: 3 samples in 1 shard\n"
     )
     assert run(data_index, "out/*.tar") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "shard      samples  bytes  left out",
         "00000.tar        3  10240  0",
-        "1 shards         3  10240  0",
+        "1 shard          3  10240  0",
     ]
     assert lines[3].startswith("fingerprint ")
     assert run(data_show, "out", "--out", "sheet.png", "--n", 2) == 0
@@ -72,3 +73,15 @@ def test_sizes_and_counts_below_one_are_refused(table: str) -> None:
         run(data_pack, table, "out", "--shard-size-mb", 0)
     with pytest.raises(ConfigError, match="--n"):
         run(data_show, table, "--out", "sheet.png", "--n", 0)
+
+
+@pytest.mark.parametrize("verb", ["show", "stats", "dedup"])
+def test_a_picture_under_another_suffix_is_refused(
+    table: str, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert main(["data", verb, table, "--out", "sheet.xyz"]) == 2
+    assert capsys.readouterr().err == (
+        "error: argument --out: sheet.xyz: a PNG is written; name it .png; "
+        f"see vlm data {verb} --help\n"
+    )
+    assert not Path("sheet.xyz").exists()

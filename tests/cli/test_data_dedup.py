@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from vlm.cli.main import main
+from vlm.curate import show
 
 
 @pytest.fixture
@@ -20,20 +21,29 @@ def folder(tmp_path, monkeypatch):
     return "photos"
 
 
-def test_it_counts_repeats_and_draws_them_side_by_side(folder, capsys):
+def test_it_counts_repeats_and_draws_them_side_by_side(folder, capsys, monkeypatch):
+    titles = []
+    draw = show._draw
+    monkeypatch.setattr(
+        show, "_draw", lambda cells, title: titles.append(title) or draw(cells, title)
+    )
     assert main(["data", "dedup", folder, "--out", "sheet.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
         "the same bytes: 1 of 4 samples repeat one of 1",
         "  00000.tar/000000-a = 00000.tar/000002-c",
-        "sheet.png: 1 of 1 groups",
+        "sheet.png: 1 of 1 group",
     ]
     assert main(["data", "dedup", folder, "--perceptual", "--out", "sheet.png"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
         "alike, at most 4 of 64 bits differ: 2 of 4 samples repeat one of 1",
         "  00000.tar/000000-a = 00000.tar/000002-c = 00000.tar/000003-d",
-        "sheet.png: 1 of 1 groups",
+        "sheet.png: 1 of 1 group",
+    ]
+    assert titles == [
+        "Exact repeats: the same bytes",
+        "Perceptual repeats: alike, at most 4 of 64 bits differ",
     ]
     with Image.open("sheet.png") as sheet:
         assert sheet.width == 16 + 3 * (192 + 16)

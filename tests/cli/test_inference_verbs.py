@@ -168,6 +168,10 @@ def test_eval_of_a_run_writes_its_results_once(model, data, tmp_path, capsys):
     assert main(["eval", str(run), str(suite)]) == 0
     assert f"not written: {run}/results.json is kept" in capsys.readouterr().out
     assert (run / "results.json").read_text() == "another suite's"
+    assert main(["eval", str(run), "emojy"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "did you mean emoji?" in captured.err
 
 
 def test_search_prints_a_table_that_captions_cannot_paint(index, capsys):
@@ -191,12 +195,19 @@ def test_search_by_an_image_file(index, encoded, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["meta"]["label"] == "blue"
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "webp", "gif"])
+def test_search_by_a_picture_that_is_not_there_is_an_error(index, suffix, capsys):
+    assert main(["search", index, f"photos/none.{suffix}"]) == 2
+    assert capsys.readouterr().err == f"error: no such picture: photos/none.{suffix}\n"
+
+
 def test_search_writes_a_page_where_nothing_was(index, tmp_path, capsys):
     page = tmp_path / "page.html"
     command = ["search", index, "<script>alert(1)</script>", "--html", str(page)]
     assert main(command) == 0
     text = page.read_text()
     assert "<script" not in text
+    assert "padding: 0 1.5rem" in text  # of the page, at every width
     assert text.count("data:image/webp;base64,") == 3
     assert main(command) == 2
 

@@ -61,7 +61,8 @@ def test_help_lists_every_verb_with_an_example(capsys):
     out = capsys.readouterr().out
     for verb, (group, text, example) in VERBS.items():
         assert f"\n{group}\n" in out
-        assert f"  {verb:<16}{text}\n" in out
+        assert f"  {verb:<19}{text}\n" in out
+        assert f"{verb}  " in out
         assert f" vlm {verb} {example}\n" in out
     assert all(len(line) <= 100 for line in out.splitlines())
     assert out.isascii()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlm.config import find
-from vlm.config.find import find_config, shipped_configs
+from vlm.config.find import find_config, find_suite, shipped_configs
 from vlm.errors import ConfigError
 
 
@@ -37,6 +37,21 @@ def test_the_working_directory_comes_before_the_shipped_configs(shipped):
     Path("emoji").touch()
     assert find_config("emoji") == Path("emoji")
     assert find_config(Path("configs/emoji.yaml")) == Path("configs/emoji.yaml")
+
+
+def test_a_bare_name_finds_a_shipped_suite_and_an_unknown_one_lists_them(shipped):
+    (shipped / "suites").mkdir()
+    (shipped / "suites/emoji.yaml").touch()
+    assert find_suite("emoji").resolve() == shipped / "suites/emoji.yaml"
+    with pytest.raises(ConfigError) as caught:
+        find_suite("emojy.yaml")
+    assert caught.value.problems == [
+        'no suite "emojy.yaml": not a file, and no shipped suite has that name; '
+        "did you mean emoji? shipped: emoji"
+    ]
+    Path("configs/suites").mkdir(parents=True)
+    Path("configs/suites/emoji.yaml").touch()
+    assert find_suite("emoji") == Path("configs/suites/emoji.yaml")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ train:
 loss: {caption_weight: 2.0}
 """
     assert problems(text, ["optim.lr=abc", "foo", "run.log_every_steps=0"]) == [
-        "emoji.yaml:5: unknown key optim.weigth_decay; did you mean weight_decay?",
+        "emoji.yaml:5: unknown key optim.weigth_decay; did you mean optim.weight_decay?",
         "emoji.yaml:6: unknown key optim.zzz; optim has name, lr, lr_scale, weight_decay, beta1, "
         "beta2, eps, warmup_steps, min_lr_fraction, clip_grad_norm",
         'emoji.yaml:8: train.steps must be a whole number, is "many"',
@@ -118,7 +118,7 @@ def test_an_unknown_key_comes_with_the_nearest_right_one(problems, text, problem
 
 def test_a_misspelt_key_is_not_reported_as_missing_too(problems):
     assert problems("data: {train: x}\ntrain: {step: 5}") == [
-        "emoji.yaml:2: unknown key train.step; did you mean steps?"
+        "emoji.yaml:2: unknown key train.step; did you mean train.steps?"
     ]
 
 
@@ -222,7 +222,8 @@ def test_one_text_is_one_override(load):
     [
         ("foo", "write it as section.key=value, such as optim.lr=1e-3"),
         ("=5", "write it as section.key=value, such as optim.lr=1e-3"),
-        ("optim.weigth_decay=1", "unknown key optim.weigth_decay; did you mean weight_decay?"),
+        ("optim.weigth_decay=1",
+         "unknown key optim.weigth_decay; did you mean optim.weight_decay?"),
         ("optim.batch_size=1",
          "unknown key optim.batch_size; did you mean train.global_batch_size?"),
         ("optim.lr=-1", "optim.lr must be greater than 0, is -1"),

@@ -49,7 +49,7 @@ data:
     - {data: c, data: d, weight: 0}
 """
     assert problems(text) == [
-        "emoji.yaml:5: unknown key data.train.0.wieght; did you mean weight?",
+        "emoji.yaml:5: unknown key data.train.0.wieght; did you mean data.train.0.weight?",
         "emoji.yaml:7: data.train.0.filter.max_aspect must be at least 1, is 0.5",
         "emoji.yaml:8: data.train.0.filter.fields.similarity must be a comparison, such as "
         '">= 0.28" or "> 0.2 and < 0.9"; is "about 3"',

@@ -143,7 +143,7 @@ def test_the_verb_ends_with_3_on_damage_and_0_without(
     assert main(["data", "check", str(shard), *words]) == 3
     said = capsys.readouterr().out
     assert "image.truncated" in said
-    assert said.endswith(" bytes read and decoded: 1 problems\n")
+    assert said.endswith(" bytes read and decoded: 1 problem\n")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["clean"], report["decoded"]) == (False, True)
     (case,) = report["reasons"]["image.truncated"]["cases"]

@@ -214,17 +214,20 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         (
             "a,b",
             "t.csv: cannot tell which column holds the image and the caption; name it with "
-            "--image-column and --caption-column; its columns are: a, b",
+            "--image-column NAME and --caption-column NAME "
+            "(in a config: data.image_column=NAME data.caption_column=NAME); "
+            "its columns are: a, b",
         ),
         (
             "image,b",
             "t.csv: cannot tell which column holds the caption; name it with "
-            "--caption-column; its columns are: image, b",
+            "--caption-column NAME (in a config: data.caption_column=NAME); "
+            "its columns are: image, b",
         ),
         (
             "a,text",
             "t.csv: cannot tell which column holds the image; name it with "
-            "--image-column; its columns are: a, text",
+            "--image-column NAME (in a config: data.image_column=NAME); its columns are: a, text",
         ),
         ("image,text,text", 't.csv: has several columns "text"; give each its own name'),
     ],
@@ -238,13 +241,14 @@ def test_columns_that_cannot_be_told_are_an_error(
     assert str(caught.value) == problem
 
 
-def test_a_named_column_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "hint"), [("imge", "did you mean image? Its"), ("foo", "its")])
+def test_a_named_column_that_does_not_exist_is_an_error(
+    tmp_path: Path, name: str, hint: str
+) -> None:
     table = write_table(tmp_path / "t.csv", [{"image": "a.png", "text": "x"}])
     with pytest.raises(ConfigError) as caught:
-        list_table(table, image_column="imge", log=silent)
-    assert str(caught.value) == (
-        't.csv: has no column "imge"; did you mean image? Its columns are: image, text'
-    )
+        list_table(table, image_column=name, log=silent)
+    assert str(caught.value) == f't.csv: has no column "{name}"; {hint} columns are: image, text'
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from vlm.curate import show
 from vlm.curate.listing import Listing, Picture
 from vlm.curate.pack import pack
-from vlm.curate.show import GAP, THUMBNAIL, contact_sheet, wrap
+from vlm.curate.show import GAP, THUMBNAIL, contact_sheet, wrap, write_sheet
 from vlm.data.dataset import Dataset, open_shards
 from vlm.errors import ConfigError
 
@@ -71,3 +72,36 @@ def test_no_line_is_wider_than_its_cell() -> None:
 def test_a_sheet_of_nothing_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"n \(0\) must be at least 1"):
         contact_sheet(dataset, tmp_path / "sheet.png", n=0)
+
+
+def test_a_long_caption_ends_in_dots_on_its_last_line(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    said = "a very long caption " * 20
+    pack(Listing("t", [Picture(tmp_path / "a.png", "a.png", (said,))]), tmp_path / "long")
+    cell = show._cell(open_shards(str(tmp_path / "long/*.tar"), log=pytest.fail), 0)
+    texts = [text for text, _ in cell.lines[1:]]
+    assert len(texts) == 8
+    assert texts[-1].startswith("   ")
+    assert texts[-1].endswith("…")
+    assert max(cell.font.getlength(text) for text in texts) <= THUMBNAIL
+
+
+def test_letters_that_the_font_lacks_come_from_one_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fonts = Path(matplotlib.get_data_path()) / "fonts/ttf"
+    found = [str(fonts / name) for name in ("none.ttf", "cmr10.ttf", "STIXGeneral.ttf")]
+    monkeypatch.setattr(show.font_manager, "findSystemFonts", lambda: found)
+    assert show._font("red の").getname()[0] == "STIXGeneral"
+    assert show._font("a red кот").getname()[0] == "DejaVu Sans"
+    assert show._font("長").getname()[0] == "DejaVu Sans"  # nobody has it
+
+
+def test_a_title_stands_above_the_pictures(dataset: Dataset, tmp_path: Path) -> None:
+    for name, title in (("a.png", ""), ("b.png", "Exact repeats")):
+        write_sheet(dataset, tmp_path / name, [[0, 1]], title=title)
+    plain, titled = (np.asarray(opened(tmp_path / name)) for name in ("a.png", "b.png"))
+    height = len(titled) - len(plain)
+    assert height > 0
+    assert (titled[: GAP + height] < 128).any()  # ink
+    assert (titled[GAP + height :] == plain[GAP:]).all()

@@ -1,6 +1,7 @@
 """What a data set consists of, counted by hand."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 
 from vlm.cli.main import main
 from vlm.curate.source import open_data
-from vlm.curate.stats import NO_LETTERS, Stats, lines, measure, script
-from vlm.curate.stats_plot import plot
+from vlm.curate.stats import NO_LETTERS, Stats, lines, measure, scripts
+from vlm.curate.stats_plot import _counted, plot
 
 
 @pytest.fixture
@@ -32,26 +33,26 @@ def test_pictures_captions_scripts_and_duplicates_are_counted(folder: Path) -> N
     assert stats.formats == {"PNG": 3, "JPEG": 1}
     assert sorted(stats.caption_lengths.tolist()) == [0, 5, 5, 10]
     assert stats.num_captions == 4
-    assert stats.scripts == {"LATIN": 3, "CYRILLIC": 1}
+    assert stats.scripts == {"LATIN": 3, "CYRILLIC": 1, "CJK": 1}
     assert (stats.num_repeated_images, stats.num_repeated_captions) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("text", "names"),
     [
-        ("a red bird", "LATIN"),
-        ("красная птица!", "CYRILLIC"),
-        ("طائر أحمر", "ARABIC"),
-        ("红色的鸟 red", "CJK"),
-        ("とり", "HIRAGANA"),
-        ("\uff46\uff55\uff4c\uff4c", "LATIN"),
-        ("빨간 새", "HANGUL"),
-        ("😀 123 !", NO_LETTERS),
-        ("", NO_LETTERS),
+        ("a red bird", {"LATIN"}),
+        ("красная птица!", {"CYRILLIC"}),
+        ("طائر أحمر", {"ARABIC"}),
+        ("红色的鸟 red птица", {"CJK", "LATIN", "CYRILLIC"}),
+        ("とり", {"HIRAGANA"}),
+        ("\uff46\uff55\uff4c\uff4c", {"LATIN"}),
+        ("빨간 새", {"HANGUL"}),
+        ("😀 123 !", {NO_LETTERS}),
+        ("", {NO_LETTERS}),
     ],
 )
-def test_the_script_is_that_of_most_letters(text: str, name: str) -> None:
-    assert script(text) == name
+def test_each_script_of_a_caption_is_found(text: str, names: set[str]) -> None:
+    assert scripts(text) == names
 
 
 def some_stats(sizes: list[list[int]], lengths: list[int], scripts: dict[str, int]) -> Stats:
@@ -95,5 +96,14 @@ def test_the_verb_prints_and_draws(
     said = capsys.readouterr().out
     assert "width     20 to 30, median 20 pixels\n" in said
     assert "captions  4; 1 sample without any\n" in said
+    assert "scripts   captions with letters of: 3 LATIN, 1 CYRILLIC, 1 CJK\n" in said
     assert "repeated  1 picture and 1 caption equal to one before\n" in said
     assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bars_are_of_formats_and_scripts_alone() -> None:
+    stats = some_stats([[8, 8]], [1], {f"S{i}": 20 - i for i in range(10)})
+    _, formats, captions = _counted(stats, Counter({(8, 8): 1}))
+    assert (formats.title, formats.counts) == ("Formats of pictures", {"PNG": 1})
+    assert captions.title == "Captions with letters of"
+    assert list(captions.counts.items())[-2:] == [("S6", 14), ("others", 13 + 12 + 11)]

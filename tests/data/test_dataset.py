@@ -564,6 +564,12 @@ def test_one_shard_named_in_several_ways_is_read_once(folder: Path) -> None:
             'no shard matches "data/trian-*.tar"; the folder data holds '
             "train-0003.tar, train-0001.tar, train-0000.tar",
         ),
+        (
+            "photos/*.jpg",
+            'no shard matches "photos/*.jpg"; a folder of pictures is given as the folder: photos/',
+        ),
+        ("photos/reb.jpg", 'no shard matches "photos/reb.jpg"; the folder photos holds red.jpg'),
+        ("data/val.tra", 'no shard matches "data/val.tra"; the folder data holds val.tar'),
         ("nowhere/*.tar", 'no shard matches "nowhere/*.tar"; there is no folder nowhere'),
         (
             "data/train-{0000..0004}.tar",
@@ -573,6 +579,9 @@ def test_one_shard_named_in_several_ways_is_read_once(folder: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_named(folder: Path, pattern: str, problem: str) -> None:
+    (folder / "photos").mkdir()
+    (folder / "photos/red.jpg").touch()
+    (folder / "data/val.tar.phash").touch()
     with pytest.raises(DataError) as caught:
         expand(pattern)
     assert str(caught.value) == problem

@@ -19,7 +19,7 @@ import pytest
 from vlm.cli.main import main
 from vlm.curate.check import Case, check
 from vlm.data.dataset import Dataset, open_shards
-from vlm.data.fetch import Patience
+from vlm.data.fetch import Patience, fetch
 from vlm.data.loader import training_batches
 from vlm.data.mixture import MixedOrder
 from vlm.data.order import Order, SampleOrder, shards_of_steps
@@ -525,3 +525,19 @@ def test_workers_train_on_remote_shards_as_on_local_ones(
     for batch in batches:
         batch.close()
     assert web.count(".tar") == 3
+
+
+@pytest.mark.parametrize(("wait_s", "said"), [(0.01, 0), (1.0, 2)])
+def test_a_wait_of_a_second_or_more_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wait_s: float, said: int
+) -> None:
+    patience = _Even(attempts=3, timeout_s=1.0, wait_s=wait_s)
+    with pytest.raises(DataError, match="tried 3 times"):
+        fetch("http://127.0.0.1:9/x.tar?key=1", tmp_path / "x", patience=patience)
+    line = "http://127.0.0.1:9/x.tar?...: connection refused; trying again in 1 s\n"
+    assert capsys.readouterr().err == said * line
+
+
+class _Even(Patience):
+    def wait_before(self, attempt: int) -> float:
+        return self.wait_s

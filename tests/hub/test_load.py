@@ -69,6 +69,13 @@ def test_a_missing_file_is_named(folder, name):
     ]
 
 
+def test_several_missing_files_are_missing(folder):
+    (folder / "config.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r": config\.json, tokenizer\.json are missing; "):
+        vlm.load(folder)
+
+
 def test_weights_of_another_model_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model"]["embed_dim"] = 4

@@ -1,6 +1,7 @@
 """The arguments that several verbs share, declared once."""
 
 import argparse
+from pathlib import Path
 from typing import TypedDict
 
 
@@ -32,6 +33,13 @@ def add_data(
 def data_options(args: argparse.Namespace) -> DataOptions:
     """How DATA is to be read, out of the command's arguments."""
     return {"image_column": args.image_column, "caption_column": args.caption_column}
+
+
+def png(text: str) -> Path:
+    """The path of a picture to write, for argparse: only PNG is written."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}: a PNG is written; name it .png")
+    return Path(text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table."""
-    if print_table(args.run, hashes=False) == []:
-        print(f"{args.run} has no checkpoints")
+    print_table(args.run, hashes=False)
     return 0
 
 
@@ -30,20 +29,22 @@ def print_table(run: Path, *, hashes: bool) -> list[str | None]:
 
     Raises:
         ConfigError: There is no such folder.
+        CheckpointError: It has no checkpoints.
     """
     from datetime import UTC, datetime
 
     from vlm import checkpoint
-    from vlm.errors import ConfigError
+    from vlm.errors import CheckpointError, ConfigError
 
     if not run.is_dir():
         raise ConfigError(f"{run}: no such folder; give a run folder")
     paths = checkpoint.list_checkpoints(run / "checkpoints")
+    if not paths:
+        raise CheckpointError(f"{run} has no checkpoints")
     metrics = [checkpoint.read_metric(path) or {"rule": None, "value": None} for path in paths]
-    best = checkpoint.best(run / "checkpoints", metrics[-1]["rule"]) if paths else None
+    best = checkpoint.best(run / "checkpoints", metrics[-1]["rule"])
     problems = []
-    if paths:
-        print(f"{'step':>9}  {'MiB':>9}  {'saved (UTC)':<19}  files")
+    print(f"{'step':>9}  {'MiB':>9}  {'saved (UTC)':<19}  files")
     for path, metric in zip(paths, metrics, strict=True):
         problems.append(checkpoint.verify(path, hashes=hashes))
         size = sum(file.stat().st_size for file in path.iterdir())

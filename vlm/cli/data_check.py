@@ -49,7 +49,7 @@ def _print(report: "Report", *, decoded: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vlm.config.find import printable
+    from vlm.config.find import counted, printable
 
     if report.counts:
         table = Table("reason", "count", "examples", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -58,8 +58,8 @@ def _print(report: "Report", *, decoded: bool) -> None:
             # Text: the brackets of a key are no markup
             table.add_row(reason, str(count), Text("\n".join(cases), overflow="fold"))
         Console().print(table)
-    found = f"{sum(report.counts.values())} problems" if report.counts else "nothing wrong"
+    found = counted(sum(report.counts.values()), "problem") if report.counts else "nothing wrong"
     print(
-        f"{report.num_shards} shards, {report.num_samples} samples, {report.size_bytes} bytes "
-        f"read{' and decoded' if decoded else ''}: {found}"
+        f"{counted(report.num_shards, 'shard')}, {counted(report.num_samples, 'sample')}, "
+        f"{counted(report.size_bytes, 'byte')} read{' and decoded' if decoded else ''}: {found}"
     )

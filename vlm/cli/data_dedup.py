@@ -1,8 +1,9 @@
 """`vlm data dedup DATA`: find pictures that repeat, and show them side by side."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vlm.cli.arguments import png
 
 if TYPE_CHECKING:
     from vlm.data.dataset import Dataset
@@ -25,13 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="with --perceptual: so many of 64 bits may differ, up to 10 (4)",
     )
-    parser.add_argument("--out", metavar="PNG", type=Path, help="draw the groups side by side")
+    parser.add_argument("--out", metavar="PNG", type=png, help="draw the groups side by side")
     parser.add_argument("--image-column", metavar="NAME", help="of a table; guessed if not given")
     parser.add_argument("--caption-column", metavar="NAME", help="of a table; guessed if not given")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints how many samples repeat another one, and the first groups."""
+    from vlm.config.find import counted
     from vlm.curate.dedup import exact_firsts, groups, perceptual_firsts, perceptual_hashes
     from vlm.curate.show import write_sheet
     from vlm.curate.source import open_data
@@ -41,13 +43,16 @@ def run(args: argparse.Namespace) -> int:
         args.data, image_column=args.image_column, caption_column=args.caption_column
     )
     found = groups(exact_firsts(dataset.image_hashes()))
-    _print_groups("the same bytes", dataset, found)
+    rule = "the same bytes"
+    _print_groups(rule, dataset, found)
     if args.perceptual:
         found = groups(perceptual_firsts(perceptual_hashes(dataset), max_bits=bits))
-        _print_groups(f"alike, at most {bits} of 64 bits differ", dataset, found)
+        rule = f"alike, at most {bits} of 64 bits differ"
+        _print_groups(rule, dataset, found)
+    kind = "Perceptual" if args.perceptual else "Exact"
     if args.out is not None and found:
-        write_sheet(dataset, args.out, found[:MAX_ROWS])
-        print(f"{args.out}: {min(MAX_ROWS, len(found))} of {len(found)} groups")
+        write_sheet(dataset, args.out, found[:MAX_ROWS], title=f"{kind} repeats: {rule}")
+        print(f"{args.out}: {min(MAX_ROWS, len(found))} of {counted(len(found), 'group')}")
     return 0
 
 
@@ -64,8 +69,10 @@ def _threshold(args: argparse.Namespace) -> int:
 
 
 def _print_groups(what: str, dataset: "Dataset", found: list[list[int]]) -> None:
+    from vlm.config.find import counted
+
     repeats = sum(len(group) - 1 for group in found)
-    print(f"{what}: {repeats:,} of {len(dataset):,} samples repeat one of {len(found):,}")
+    print(f"{what}: {repeats:,} of {counted(len(dataset), 'sample')} repeat one of {len(found):,}")
     for group in found[:MAX_GROUPS]:
         names = [dataset.name(sample_id) for sample_id in group[:MAX_MEMBERS]]
         print("  " + " = ".join(names) + " = ..." * (len(group) > MAX_MEMBERS))

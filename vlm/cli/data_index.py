@@ -80,12 +80,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_table(shards: "Sequence[ShardIndex]") -> None:
     """One row a shard; of more than `MAX_ROWS`, those from which something was left out."""
+    from vlm.config.find import counted
+
     few = shards if len(shards) <= MAX_ROWS else [shard for shard in shards if shard.rejects]
     rows = [
         ("shard", "samples", "bytes", "left out"),
         *(_row(shard) for shard in few[:MAX_ROWS]),
         (
-            f"{len(shards)} shards",
+            counted(len(shards), "shard"),
             str(sum(shard.num_samples for shard in shards)),
             str(sum(shard.size_bytes for shard in shards)),
             str(sum(sum(shard.rejects.values()) for shard in shards)),

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs, and prints what was left out."""
+    from vlm.config.find import counted
     from vlm.curate.pack import pack
     from vlm.curate.source import Columns, find_source, shard_patterns
     from vlm.data.tally import Tally
@@ -34,5 +35,6 @@ def run(args: argparse.Namespace) -> int:
     report = pack(source.listing(), args.out, shard_size_bytes=args.shard_size_mb << 20)
     for line in Tally(**report["skipped"]).lines():
         print(f"{source.name}: left out {line}")
-    print(f"{args.out}: {report['num_samples']} samples in {report['num_shards']} shards")
+    samples, shards = report["num_samples"], report["num_shards"]
+    print(f"{args.out}: {counted(samples, 'sample')} in {counted(shards, 'shard')}")
     return 0

@@ -1,9 +1,8 @@
 """`vlm data stats DATA`: what a data set consists of, as a table and as a picture."""
 
 import argparse
-from pathlib import Path
 
-from vlm.cli.arguments import add_data
+from vlm.cli.arguments import add_data, png
 
 HELP = "count sizes, formats, lengths of captions, scripts and exact duplicates"
 
@@ -11,7 +10,7 @@ HELP = "count sizes, formats, lengths of captions, scripts and exact duplicates"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this verb's arguments."""
     add_data(parser)
-    parser.add_argument("--out", metavar="PNG", type=Path, help="also draw it")
+    parser.add_argument("--out", metavar="PNG", type=png, help="also draw it")
 
 
 def run(args: argparse.Namespace) -> int:

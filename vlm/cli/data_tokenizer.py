@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
+    from vlm.config.find import counted
     from vlm.curate.source import open_data
     from vlm.errors import ConfigError
     from vlm.tokenizer import train_bpe
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     lengths = np.array([len(tokenizer.encode(caption)) for caption in captions])
     num_full = int((lengths == args.context_length).sum())
     print(
-        f"{args.out}: {tokenizer.vocab_size} ids from {len(captions)} captions; "
+        f"{args.out}: {tokenizer.vocab_size} ids from {counted(len(captions), 'caption')}; "
         f"tokens a caption: mean {lengths.mean():.1f}, 99th percentile "
         f"{np.percentile(lengths, 99):.0f}; {num_full} fill all {args.context_length}"
     )

@@ -11,7 +11,11 @@ HELP = "score a model on the tasks of a suite; each number has n, a 95% interval
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     add_model(parser)
-    parser.add_argument("suite", metavar="SUITE", help="YAML file with a list of tasks")
+    parser.add_argument(
+        "suite",
+        metavar="SUITE",
+        help="YAML file with a list of tasks, or the name of a shipped one",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -39,19 +43,17 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size ({args.batch_size}) must be at least 1")
     refuse_existing(args.out)
-    out = args.out or _results_of_run(Path(args.model))
+    of_run = _results_of_run(Path(args.model))
+    kept = args.out is None and of_run is not None and of_run.exists()
+    out = None if kept else args.out or of_run
     evaluate(args.model, args.suite, out=out, device=args.device, batch_size=args.batch_size)
     if out is not None:
         print(f"written: {out}, {details_folder(out)}/")
+    if kept:
+        print(f"not written: {of_run} is kept as it is; --out FILE saves these results")
     return 0
 
 
 def _results_of_run(folder: Path) -> Path | None:
-    """Where a run's first results go; None where there are some, or where it is no run."""
-    if not (folder / "config.yaml").is_file():
-        return None
-    path = folder / "results.json"
-    if path.exists():
-        print(f"not written: {path} is kept as it is; --out FILE saves these results")
-        return None
-    return path
+    """Where a run's first results go; None where it is no run."""
+    return folder / "results.json" if (folder / "config.yaml").is_file() else None

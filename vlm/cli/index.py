@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
         DataError: The data cannot be read.
         DiskError: The folder cannot be written.
     """
+    from vlm.config.find import counted
     from vlm.curate.source import open_data
     from vlm.hub.load import load
     from vlm.retrieval.index import Index, check_new
@@ -35,5 +36,6 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, device=args.device)
     dataset = open_data(args.data, **data_options(args), log=log)
     index = Index.build(model, dataset, args.index, log=log)
-    print(f"{args.index}: {len(index):,} pictures; fields to filter by: {', '.join(index.fields)}")
+    pictures = counted(len(index), "picture")
+    print(f"{args.index}: {pictures}; fields to filter by: {', '.join(index.fields)}")
     return 0

@@ -141,6 +141,6 @@ def _overview(verbs: Sequence[str], *, asked: bool) -> int:
         if VERBS[verb].group != group:
             group = VERBS[verb].group
             lines += ["", group]
-        lines += [f"  {verb:<16}{VERBS[verb].help}", f"{'':18}vlm {verb} {VERBS[verb].example}"]
+        lines += [f"  {verb:<19}{VERBS[verb].help}", f"{'':21}vlm {verb} {VERBS[verb].example}"]
     print("\n".join([*lines, "", EPILOG]), end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

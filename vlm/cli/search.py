@@ -36,15 +36,19 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: No such index, a wrong query or filter, or the page exists.
         DataError: A file of the index is missing or damaged.
     """
+    from vlm.data.grouping import IMAGE_SUFFIXES
+    from vlm.errors import ConfigError
     from vlm.retrieval.embed import is_image_file
     from vlm.retrieval.index import Index
     from vlm.retrieval.page import search_page
     from vlm.retrieval.tables import refuse_existing, write_new
 
     refuse_existing(args.html)
+    is_picture = is_image_file(args.query)
+    if not is_picture and Path(args.query).suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
+        raise ConfigError(f"no such picture: {args.query}")
     index = Index.open(args.index, device=args.device)
-    query = Path(args.query) if is_image_file(args.query) else args.query
-    hits = index.search(query, args.k, args.where)
+    hits = index.search(Path(args.query) if is_picture else args.query, args.k, args.where)
     if args.html is not None:
         write_new(args.html, search_page(args.query, hits, where=args.where))
     _print_json(hits) if args.json else _print_table(hits)

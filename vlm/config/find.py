@@ -60,9 +60,9 @@ def _shipped_folder() -> Path:
     return in_wheel if in_wheel.is_dir() else package.parent / "configs"
 
 
-def shipped_configs() -> list[str]:
-    """The sorted names of the configs that come with the package."""
-    return sorted(file.stem for file in _shipped_folder().glob("*.yaml"))
+def shipped_configs(folder: str = "") -> list[str]:
+    """The sorted names of the configs that come with the package, or of those in a folder there."""
+    return sorted(file.stem for file in (_shipped_folder() / folder).glob("*.yaml"))
 
 
 def find_config(name: str | Path) -> Path:
@@ -75,17 +75,27 @@ def find_config(name: str | Path) -> Path:
     Raises:
         ConfigError: There is none; the message names the nearest shipped one.
     """
+    return _find(name, "config", "")
+
+
+def find_suite(name: str | Path) -> Path:
+    """The file of a suite: as `find_config`, with `configs/suites/NAME.yaml` for a bare NAME."""
+    return _find(name, "suite", "suites")
+
+
+def _find(name: str | Path, what: str, folder: str) -> Path:
     candidates = [Path(name)]
     if Path(name).name == str(name):
-        candidates += [Path("configs", f"{name}.yaml"), _shipped_folder() / f"{name}.yaml"]
+        file = Path(folder, f"{name}.yaml")
+        candidates += ["configs" / file, _shipped_folder() / file]
     for candidate in candidates:
         if os.path.isfile(candidate):  # unlike Path.is_file, never raises
             return candidate
-    shipped = shipped_configs()
+    shipped = shipped_configs(folder)
     near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
     meant = f" did you mean {near[0]}?" if near else ""
     raise ConfigError(
-        f'no config "{printable(str(name))}": not a file, and no shipped config has that name;'
+        f'no {what} "{printable(str(name))}": not a file, and no shipped {what} has that name;'
         f"{meant} shipped: {', '.join(shipped) or 'none'}"
     )
 
@@ -245,6 +255,11 @@ def printable(text: str, max_length: int = 80) -> str:
         for char in text[: max_length + 1]
     )
     return escaped if len(escaped) <= max_length else f"{escaped[: max_length - 3]}..."
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, as "1 shard" or "2,000 shards"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def dotted(keys: Keys) -> str:

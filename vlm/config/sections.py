@@ -46,10 +46,11 @@ def suggest(keys: Keys, section: type) -> tuple[str, list[str]]:
         outer, _, last = name.rpartition(".")
         return f"write {last} under {outer.replace('.', ': ')}:", [name]
     if near := difflib.get_close_matches(name, names, n=1):
-        return f"did you mean {near[0]}?", [".".join((*keys[:-1], near[0]))]
+        meant = (*keys[:-1], near[0])
+        return f"did you mean {dotted(meant)}?", [".".join(meant)]
     last_names = {leaf.rpartition(".")[2] for leaf in leaves}
     if near := difflib.get_close_matches(name, sorted(last_names), n=1):
-        meant = [leaf for leaf in leaves if leaf.rpartition(".")[2] == near[0]]
-        return f"did you mean {' or '.join(meant)}?", meant
+        places = [leaf for leaf in leaves if leaf.rpartition(".")[2] == near[0]]
+        return f"did you mean {' or '.join(places)}?", places
     where = dotted(keys[:-1]) if keys[1:] else "a config"
     return f"{where} has {', '.join(names)}", []

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm.data.dataset import Dataset
@@ -21,6 +24,7 @@ GAP = 16
 FONT_SIZE, LINE_HEIGHT = 13, 17
 MAX_LINES = 8  # of text beneath a picture
 MAX_COLUMNS = 8
+_DEJAVU = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 PAPER, FRAME, INK, FAINT, ALARM = "#ffffff", "#f1f1f1", "#1b1b1b", "#6b6b6b", "#b00020"
 
 
@@ -28,6 +32,7 @@ PAPER, FRAME, INK, FAINT, ALARM = "#ffffff", "#f1f1f1", "#1b1b1b", "#6b6b6b", "#
 class _Cell:
     picture: Image.Image | None
     lines: list[tuple[str, str]]  # text and colour
+    font: ImageFont.FreeTypeFont
 
 
 def contact_sheet(dataset: Dataset, path: Path, *, n: int = 32, seed: int = 0) -> int:
@@ -50,39 +55,64 @@ def contact_sheet(dataset: Dataset, path: Path, *, n: int = 32, seed: int = 0) -
     return n
 
 
-def write_sheet(dataset: Dataset, path: Path, rows: Sequence[Sequence[int]]) -> None:
+def write_sheet(
+    dataset: Dataset, path: Path, rows: Sequence[Sequence[int]], *, title: str = ""
+) -> None:
     """Draws rows of samples as a PNG, of each row the first `MAX_COLUMNS`.
 
     Raises:
         DiskError: The PNG cannot be written.
     """
-    font = ImageFont.truetype(
-        Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE
-    )
-    cells = [[_cell(dataset, sample_id, font) for sample_id in row[:MAX_COLUMNS]] for row in rows]
+    cells = [[_cell(dataset, sample_id) for sample_id in row[:MAX_COLUMNS]] for row in rows]
     buffer = BytesIO()
-    _draw(cells, font).save(buffer, "PNG")
+    _draw(cells, title).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 
-def _cell(dataset: Dataset, sample_id: int, font: ImageFont.FreeTypeFont) -> _Cell:
-    key = [(_elided(dataset.key(sample_id), font), FAINT)]
+def _font(text: str) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, or the system's font that has more of the text's letters."""
+    letters, default = {ord(letter) for letter in text if letter.isprintable()}, _DEJAVU
+    if not letters - _letters(default):
+        return ImageFont.truetype(default, FONT_SIZE)
+    paths = [path for path in font_manager.findSystemFonts() if "LastResort" not in path]
+    found = sorted(paths, key=lambda path: ("Regular" not in path, path))
+    best = max([default, *found], key=lambda path: len(letters & _letters(path)))
+    return ImageFont.truetype(best, FONT_SIZE)
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """What a font has; nothing where it cannot be read."""
+    try:
+        ImageFont.truetype(path, FONT_SIZE)  # some have pictures of one size
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+def _cell(dataset: Dataset, sample_id: int) -> _Cell:
+    name = dataset.key(sample_id)
+    font = _font(name)
+    key = [(_elided(name, font), FAINT)]
     try:
         sample = dataset.read(sample_id)
         picture = _fitted(decode_image(sample.image, min_size=THUMBNAIL))
     except BadSample as bad:
-        return _Cell(None, key + [(line, ALARM) for line in wrap(str(bad), font, THUMBNAIL)])
+        return _Cell(None, key + [(s, ALARM) for s in wrap(str(bad), font, THUMBNAIL)], font)
     marked = [f"• {text}" for text in sample.captions]
     if not marked:
-        named = {name: sample.meta[name] for name in ("label", "cls") if name in sample.meta}
-        marked = [f"{name}: {value}" for name, value in named.items()] or ["no caption"]
+        labels = [field for field in ("label", "cls") if field in sample.meta]
+        marked = [f"{field}: {sample.meta[field]}" for field in labels] or ["no caption"]
+    font = _font(f"{name}{''.join(marked)}")
     lines = []
     for text in marked:
         first, *rest = wrap(text, font, THUMBNAIL - FONT_SIZE)
         lines += [first, *(f"   {line}" for line in rest)]
     if len(lines) > MAX_LINES:
-        lines = [*lines[: MAX_LINES - 1], "…"]
-    return _Cell(picture, key + [(line, INK) for line in lines])
+        last = lines[MAX_LINES - 1]
+        last = last[: _fitting(last, font, THUMBNAIL - FONT_SIZE)]
+        lines = [*lines[: MAX_LINES - 1], f"{last}…"]
+    return _Cell(picture, key + [(line, INK) for line in lines], font)
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
@@ -122,13 +152,15 @@ def _elided(text: str, font: ImageFont.FreeTypeFont) -> str:
     return lines[0] + ("…" if len(lines) > 1 else "") if lines else ""
 
 
-def _draw(rows: list[list[_Cell]], font: ImageFont.FreeTypeFont) -> Image.Image:
+def _draw(rows: list[list[_Cell]], title: str) -> Image.Image:
     columns = max(map(len, rows))
     heights = [THUMBNAIL + LINE_HEIGHT * max(len(cell.lines) for cell in row) + GAP for row in rows]
-    sheet = Image.new("RGB", (GAP + columns * (THUMBNAIL + GAP), GAP + sum(heights)), PAPER)
+    head = GAP + (LINE_HEIGHT + GAP // 2 if title else 0)
+    sheet = Image.new("RGB", (GAP + columns * (THUMBNAIL + GAP), head + sum(heights)), PAPER)
     draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP // 2), title, font=_font(title), fill=INK)
     for number, row in enumerate(rows):
-        top = GAP + sum(heights[:number])
+        top = head + sum(heights[:number])
         for column, cell in enumerate(row):
             left = GAP + column * (THUMBNAIL + GAP)
             draw.rectangle((left, top, left + THUMBNAIL - 1, top + THUMBNAIL - 1), fill=FRAME)
@@ -137,5 +169,5 @@ def _draw(rows: list[list[_Cell]], font: ImageFont.FreeTypeFont) -> Image.Image:
                 sheet.paste(cell.picture, (left + inset[0], top + inset[1]))
             for line, (text, colour) in enumerate(cell.lines):
                 y = top + THUMBNAIL + 4 + line * LINE_HEIGHT
-                draw.text((left, y), text, font=font, fill=colour)
+                draw.text((left, y), text, font=cell.font, fill=colour)
     return sheet

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.config.find import counted
 from vlm.curate.listing import Listing, folder_files, list_folder
 from vlm.curate.pack import REPORT, pack
 from vlm.curate.tables import TABLE_SUFFIXES, list_table
@@ -188,5 +189,5 @@ def _packed(source: Source, cache: Path, log: Log) -> Path:
             for left in cache.glob(f".{folder.name}.*"):  # by a process that was killed
                 shutil.rmtree(left)
             report = pack(source.listing(), folder)
-            log(f"{source.name}: packed {report['num_samples']} pictures into {folder}")
+            log(f"{source.name}: packed {counted(report['num_samples'], 'picture')} into {folder}")
     return folder

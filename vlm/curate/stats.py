@@ -9,6 +9,7 @@ from hashlib import blake2b
 import numpy as np
 from jaxtyping import Int32
 
+from vlm.config.find import counted
 from vlm.data.dataset import Dataset
 from vlm.data.decode import FORMATS
 from vlm.runtime.files import progress
@@ -29,7 +30,7 @@ class Stats:
         formats: Pictures of each format.
         caption_lengths: Characters of each sample's longest caption; 0 where it has none.
         num_captions: Of all samples.
-        scripts: Captions by the script of most of their letters, as Unicode names it.
+        scripts: Captions with letters of each script, by its Unicode name; some count twice.
         num_repeated_images: Samples whose picture's bytes came before.
         num_repeated_captions: Captions whose text came before.
     """
@@ -48,11 +49,11 @@ class Stats:
 
 def measure(dataset: Dataset) -> Stats:
     """Counts what a data set consists of: pictures from the index, captions from the shards."""
-    scripts: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     hashes = []
     captions = progress(dataset.captions(), description="reading captions", total=len(dataset))
     for caption in captions:
-        scripts[script(caption)] += 1
+        found.update(sorted(scripts(caption)))  # of equal counts, the same one first
         hashes.append(int.from_bytes(blake2b(caption.encode(), digest_size=8).digest(), "little"))
     images = dataset.image_hashes()
     formats = np.bincount(dataset.image_formats(), minlength=len(FORMATS))
@@ -64,16 +65,15 @@ def measure(dataset: Dataset) -> Stats:
         formats=_ranked({name: int(n) for name, n in zip(FORMATS, formats, strict=True) if n}),
         caption_lengths=dataset.caption_lengths(),
         num_captions=len(hashes),
-        scripts=_ranked(scripts),
+        scripts=_ranked(found),
         num_repeated_images=len(images) - len(np.unique(images)),
         num_repeated_captions=len(hashes) - len(np.unique(np.array(hashes, np.uint64))),
     )
 
 
-def script(text: str) -> str:
-    """The script of most of a text's letters: `LATIN`, `CJK`, `HIRAGANA`; the first of equals."""
-    counts = Counter(name for letter in text if (name := _script(letter)))
-    return counts.most_common(1)[0][0] if counts else NO_LETTERS
+def scripts(text: str) -> set[str]:
+    """The scripts of a text's letters: `LATIN`, `CJK`, `HIRAGANA`."""
+    return {name for letter in text if (name := _script(letter))} or {NO_LETTERS}
 
 
 @cache
@@ -94,7 +94,7 @@ def lines(stats: Stats) -> list[tuple[str, str]]:
     size_mb = stats.size_bytes / 1e6
     samples = len(stats.caption_lengths)
     found = [
-        ("samples", f"{samples:,} in {_plural(stats.num_shards, 'shard')}, {size_mb:,.1f} MB"),
+        ("samples", f"{samples:,} in {counted(stats.num_shards, 'shard')}, {size_mb:,.1f} MB"),
         ("left out", _listed(stats.rejects) or "nothing"),
         ("formats", _listed(stats.formats)),
     ]
@@ -102,17 +102,21 @@ def lines(stats: Stats) -> list[tuple[str, str]]:
         found.append((side, f"{_spread(values)} pixels"))
     captionless = int((stats.caption_lengths == 0).sum())
     found.append(
-        ("captions", f"{stats.num_captions:,}; {_plural(captionless, 'sample')} without any")
+        ("captions", f"{stats.num_captions:,}; {counted(captionless, 'sample')} without any")
     )
     if stats.num_captions:
         lengths = stats.caption_lengths[stats.caption_lengths > 0]
         found += [
             ("length", f"{_spread(lengths)} characters; each sample's longest"),
-            ("scripts", _listed(stats.scripts)),
+            ("scripts", f"captions with letters of: {_listed(stats.scripts)}"),
         ]
-    repeated = [(stats.num_repeated_images, "picture"), (stats.num_repeated_captions, "caption")]
-    said = " and ".join(_plural(count, what) for count, what in repeated)
-    return [*found, ("repeated", f"{said} equal to one before")]
+    return [*found, ("repeated", repeated(stats))]
+
+
+def repeated(stats: Stats) -> str:
+    """How many pictures and captions came before."""
+    pictures = counted(stats.num_repeated_images, "picture")
+    return f"{pictures} and {counted(stats.num_repeated_captions, 'caption')} equal to one before"
 
 
 def _spread(values: np.ndarray) -> str:
@@ -122,7 +126,3 @@ def _spread(values: np.ndarray) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vlm.curate.stats import Stats
+from vlm.curate.stats import Stats, repeated
 from vlm.runtime.files import write_atomic
 
 FILL, INK, FAINT, GRID = "#2457c5", "#1d1d1b", "#5f5f5a", "#e2e2dc"
@@ -36,6 +36,7 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
         fontweight="bold",
         parse_math=False,
     )
+    figure.supxlabel(f"repeated: {repeated(stats)}", x=0.02, ha="left", color=FAINT, fontsize=9)
     columns = figure.add_gridspec(1, 2, width_ratios=(1.2, 1))
     sizes = Counter(map(tuple, stats.image_sizes.tolist()))
     maps = [_lengths] if len(sizes) <= MAX_BARS else [_sizes, _lengths]
@@ -54,7 +55,7 @@ def plot(stats: Stats, path: Path, *, title: str) -> None:
 
 
 class _Bars(NamedTuple):
-    """Counts by name, the largest first, of which `repeated` stands apart; and what is all."""
+    """Counts by name, the largest first; and what is all."""
 
     title: str
     counts: dict[str, int]
@@ -68,19 +69,13 @@ def _counted(stats: Stats, sizes: Counter[tuple[int, ...]]) -> list[_Bars]:
     }
     samples = len(stats.image_sizes)
     bars = [
-        _Bars(
-            "Formats of pictures", stats.formats | {"repeated": stats.num_repeated_images}, samples
-        ),
-        _Bars(
-            "Scripts of captions",
-            scripts | {"repeated": stats.num_repeated_captions},
-            stats.num_captions,
-        ),
+        _Bars("Formats of pictures", stats.formats, samples),
+        _Bars("Captions with letters of", scripts, stats.num_captions),
     ]
     if len(sizes) <= MAX_BARS:
         named = {f"{width} x {height}": n for (width, height), n in sizes.most_common()}
         bars.insert(0, _Bars("Picture sizes", named, samples))
-    return [bar._replace(counts=_fewer(bar.counts)) for bar in bars]
+    return [bar._replace(counts=_fewer(bar.counts)) for bar in bars if bar.counts]
 
 
 def _fewer(counts: dict[str, int]) -> dict[str, int]:
@@ -88,8 +83,8 @@ def _fewer(counts: dict[str, int]) -> dict[str, int]:
     ranked = list(counts.items())
     if len(ranked) <= MAX_BARS:
         return counts
-    others = sum(count for _, count in ranked[MAX_BARS - 2 : -1])
-    return dict([*ranked[: MAX_BARS - 2], ("others", others), ranked[-1]])
+    others = sum(count for _, count in ranked[MAX_BARS - 1 :])
+    return dict([*ranked[: MAX_BARS - 1], ("others", others)])
 
 
 def _sizes(axes: Axes, stats: Stats) -> None:
@@ -144,7 +139,7 @@ def _bars(axes: Axes, bars: _Bars) -> None:
     """Bars from the left, each with its number and share."""
     _style(axes, bars.title, grid="")
     places, names = range(len(bars.counts)), list(bars.counts)
-    colours = [FAINT if name in ("repeated", "others") else FILL for name in names]
+    colours = [FAINT if name == "others" else FILL for name in names]
     axes.barh(places, list(bars.counts.values()), color=colours, height=0.6, zorder=2)
     for place, count in enumerate(bars.counts.values()):
         share = f"  {count:,}" + (f"  ({count / bars.total:.1%})" if bars.total else "")

@@ -110,10 +110,11 @@ def choose_columns(
     if image is None or not (captions or labels):
         wanted = [*(["image"] if image is None else []), *([] if captions else ["caption"])]
         shown = ", ".join(names[:MAX_NAMED_COLUMNS])
-        options = " and ".join(f"--{what}-column" for what in wanted)
+        options = " and ".join(f"--{what}-column NAME" for what in wanted)
+        settings = " ".join(f"data.{what}_column=NAME" for what in wanted)
         raise DataError(
             f"{table}: cannot tell which column holds the {' and the '.join(wanted)}; "
-            f"name it with {options}; its columns are: {shown}"
+            f"name it with {options} (in a config: {settings}); its columns are: {shown}"
         )
     return Columns(image, captions, tuple(name for name in labels if name not in captions))
 
@@ -131,9 +132,9 @@ def _existing(name: str, names: list[str], table: str) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"did you mean {near[0]}? Its" if near else "its"
     shown = ", ".join(names[:MAX_NAMED_COLUMNS])
-    raise ConfigError(f'{table}: has no column "{name}"{hint} Its columns are: {shown}')
+    raise ConfigError(f'{table}: has no column "{name}"; {hint} columns are: {shown}')
 
 
 def _image(cell: Any, column: str, table: str) -> str:

@@ -6,6 +6,7 @@ What broke off goes on where it stopped, if the server can do that.
 import hashlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,16 +77,25 @@ def fetch(
         Stopped: `stop` was set.
     """
     stop = stop or threading.Event()
+    problem: str | None = None
     with writing(path), path.open("r+b" if path.exists() else "w+b") as file:
         download = _Download(url, path, file, size_bytes=size_bytes, sha256=sha256, stop=stop)
         for attempt in range(patience.attempts):
-            if attempt and stop.wait(patience.wait_before(attempt)):
-                raise Stopped
+            if attempt:
+                _wait(url, problem, patience.wait_before(attempt), stop)
             problem = download.run(patience.timeout_s)
             problem = problem or download.finish() or check(path)
             if problem is None:
                 return
     raise DataError(f"{shown(url)}: {problem}; tried {patience.attempts} times")
+
+
+def _wait(url: str, problem: str | None, wait_s: float, stop: threading.Event) -> None:
+    """Waits before another attempt, and says so where that takes a second or more."""
+    if wait_s >= 1:
+        print(f"{shown(url)}: {problem}; trying again in {wait_s:.0f} s", file=sys.stderr)
+    if stop.wait(wait_s):
+        raise Stopped
 
 
 class _Download:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.streams import SCHEME, check_url, is_http, list_urls
 from vlm.errors import ConfigError, DataError
 
@@ -128,8 +129,16 @@ def neighbours(name: str) -> str:
         folder = folder.parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    names = [entry for entry in os.listdir(folder) if not entry.endswith(".idx")]
+    suffix = Path(name).suffix.lower()
+    names = [
+        entry.name
+        for entry in os.scandir(folder)
+        if SHARD.search(entry.name) or Path(entry.name).suffix.lower() == suffix or entry.is_dir()
+    ]
     tars = sorted(entry for entry in names if entry.endswith(".tar"))
-    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5) or tars[:3]
+    near = difflib.get_close_matches(Path(name).name, names, n=3, cutoff=0.5)
+    if suffix[1:] in IMAGE_SUFFIXES and (glob.has_magic(name) or not near):
+        return f"a folder of pictures is given as the folder: {folder}/"
+    near = near or tars[:3]
     shown = ", ".join(near) if near else "no shards"
     return f"the folder {folder} holds {shown}"

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vlm.config.find import YamlError, read_text, read_yaml
+from vlm.config.find import YamlError, find_suite, read_text, read_yaml
 from vlm.curate.source import open_data
 from vlm.errors import ConfigError, VlmError
 from vlm.eval.source import Outcome, Source
@@ -43,7 +43,8 @@ def evaluate(
 
     Args:
         model: A model, or the SPEC of one.
-        suite: A YAML file; its data paths are relative to the working directory.
+        suite: A YAML file, or a shipped one's name; data paths are relative to the working
+            directory.
         out: Where the results go as JSON. What a report shows beside them (predictions, hits,
             captions) goes to `eval/TASK-SPLIT.json` in the same folder if the file is a run's
             `results.json`, else to `OUT's stem-eval/TASK-SPLIT.json`.
@@ -74,13 +75,14 @@ def evaluate(
 
 
 def load_suite(path: str | Path) -> list[Task]:
-    """The tasks of a suite file.
+    """The tasks of a suite: of a file, or of a name that `find_suite` knows.
 
     Raises:
         ConfigError: With a line for each thing that is wrong.
     """
+    path = find_suite(path)
     try:
-        document = read_yaml(read_text(Path(path)))
+        document = read_yaml(read_text(path))
     except YamlError as error:
         raise ConfigError(f"{path}:{error.line}: {error}") from error
     problems = [f"{path}:{line}: {problem}" for line, problem in document.repeated]

@@ -32,9 +32,8 @@ def load(spec: str | Path, device: str = "auto") -> VisionLanguageModel:
     folder = find_model_folder(Path(spec))
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{folder}: {', '.join(missing)} is missing; a model folder needs {', '.join(FILES)}"
-        )
+        names = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+        raise CheckpointError(f"{folder}: {names} missing; a model folder needs {', '.join(FILES)}")
     config = _read_config(folder / "config.json")
     tokenizer = load_tokenizer(folder / "tokenizer.json", context_length=config.text.context_length)
     model = build_model(config, tokenizer)

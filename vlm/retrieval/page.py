@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 
+from vlm.config.find import counted
 from vlm.retrieval.index import Hit
 
 _HEAD = """<!doctype html>
@@ -15,7 +16,8 @@ _HEAD = """<!doctype html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
- body {{ font: 16px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
+ body {{ font: 16px/1.4 system-ui, sans-serif; margin: 2rem auto; padding: 0 1.5rem;
+        max-width: 72rem }}
  ol {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr));
       list-style: none; padding: 0 }}
  img {{ width: 100%; height: 10rem; object-fit: contain; background: #eee }}
@@ -29,7 +31,7 @@ _HEAD = """<!doctype html>
 
 def search_page(query: str, hits: Sequence[Hit], *, where: str | None = None) -> str:
     """A page with the thumbnail, caption, key and score of each hit, best first."""
-    summary = f"{len(hits)} pictures" + (f" where {where}" if where else "")
+    summary = counted(len(hits), "picture") + (f" where {where}" if where else "")
     head = _HEAD.format(title=escape(query), summary=escape(summary))
     return head + "\n".join(map(_item, hits)) + "\n</ol>\n</html>\n"
 
