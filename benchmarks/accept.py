@@ -159,11 +159,64 @@ ENGINE = [
         at_most=1,
     ),
 ]
+TILED, STEP, E2E = "benchmarks/tiled_loss.py", "benchmarks/train_step.py", "benchmarks/train_e2e.py"
+CACHING = "benchmarks/caching.py"
+LOSSES = [
+    Row(
+        "tiled InfoNCE, 16,384 pairs: MiB beyond gradients",
+        TILED,
+        "tiled_loss",
+        lambda r: r["medians"]["tiled"]["mib"],
+        at_most=64,
+    ),
+    Row(
+        "... time / two cross-entropies",
+        TILED,
+        "tiled_loss",
+        lambda r: r["of_cross_entropies"],
+        at_most=0.7,
+    ),
+    Row("... time / dense, fused", TILED, "tiled_loss", lambda r: r["of_fused"], at_most=1.3),
+    Row("... 65,536 pairs: GiB", TILED, "tiled_loss", lambda r: r["largest"]["gib"], at_most=24),
+    *(
+        Row(
+            f"step / open_clip's, {model}, {precision}",
+            STEP,
+            "train_step",
+            lambda r, model=model, precision=precision: r["ratio"][model][precision],
+            1.5,
+        )
+        for model in ("ViT-B-32", "ViT-B-16", "ViT-S-16")
+        for precision in ("fp32", "bf16")
+    ),
+    *(
+        Row(
+            f"step / floor, ViT-B-32, {precision}",
+            STEP,
+            "train_step",
+            lambda r, precision=precision: r["of_floor"]["ViT-B-32"][precision],
+            at_least,
+        )
+        for precision, at_least in (("fp32", 0.9), ("bf16", 0.68))
+    ),
+    Row(
+        "vlm train / open_clip's trainer, of the step's ratio",
+        E2E,
+        "train_e2e",
+        lambda r: r["of_step_ratio"],
+        0.95,
+    ),
+    Row("... ViT-Ti/16, 112 px", E2E, "train_e2e", lambda r: r["ratio"]["ViT-Ti-16"], 2.0),
+    Row("4,096 by caching / uncached", CACHING, "caching", lambda r: r["ratio"], 0.68),
+]
+
+
+TABLES = (("Quickstart", ROWS), ("Data engine and runs", ENGINE), ("Loss and engine", LOSSES))
 
 
 def main() -> None:
     console = Console(width=120)
-    for title, rows in (("Quickstart", ROWS), ("Data engine and runs", ENGINE)):
+    for title, rows in TABLES:
         table = Table("what", "command", "figure", "bar", "", title=title)
         for row in rows:
             figure, verdict = judge(row)

@@ -56,7 +56,6 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "loader",
         "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "opencv": cv2.__version__},
         "rounds": args.rounds,
@@ -64,9 +63,11 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         photos = sorted((args.photos or fetch(Path(folder))).rglob("*.jpg"))
-        result["sides"] = {
-            side: measure(photos, side, Path(folder), args, pythons) for side in args.sides
+        sides = {
+            str(side): measure(photos, side, Path(folder), args, pythons) for side in args.sides
         }
+    before = json.loads(args.out.read_text())["sides"] if args.out.exists() else {}
+    result["sides"] = dict(sorted((before | sides).items()))  # each says when it was measured
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
@@ -79,6 +80,7 @@ def measure(
     shards = write_shards(folder / str(side), pictures)
     decode = rates(["decode"], shards, 0, args.rounds, pythons)["decode"]
     found: dict[str, Any] = {
+        "started": time.strftime("%Y-%m-%d %H:%M"),
         "picture_bytes": round(statistics.mean(map(len, pictures))),
         "crop_difference": crop_difference(pictures),
         "decode": decode,

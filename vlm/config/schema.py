@@ -172,6 +172,7 @@ class TrainConfig:
     steps: Count | None = None  # give steps or epochs
     epochs: Positive | None = None
     global_batch_size: Annotated[int, Field(ge=2)] = 1024  # samples a step, over all ranks
+    micro_batch_size: Count | None = None  # of a rank, in memory at a time; the gradient is of all
     precision: Literal["auto", "fp32", "tf32", "bf16"] = (
         "auto"  # auto: bf16 where the hardware has it
     )

@@ -27,7 +27,6 @@ from vlm.data.samples import BadSample
 FORMATS = ("JPEG", "PNG", WebPImagePlugin.WebPImageFile.format, "GIF")
 MAX_PIXELS = 89_478_485  # Pillow warns above; as RGB they take 256 MiB
 _EXIF_ORIENTATION = 0x0112
-_TURNING = (b"Exif\0", b"http://ns.adobe.com/xap")  # how EXIF and XMP begin in a JPEG
 _EXIF_SOURCES = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -136,8 +135,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Encoded:
         BadSample: With one of the reasons above.
     """
     size = _plain_jpeg_size(data)
-    may_turn = any(mark in data for mark in _TURNING) if size else True
-    if size and not may_turn and size[0] * size[1] <= max_pixels:
+    if size and not _may_be_turned(data) and size[0] * size[1] <= max_pixels:
         return Encoded(data, size, None, plain=True)
     opened = open_image(data, max_pixels=max_pixels)
     if not isinstance(opened, JpegImagePlugin.JpegImageFile):
@@ -145,6 +143,16 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Encoded:
             opened.load()
     plain = size == opened.size and _orientation(opened) == 1
     return Encoded(data, header_size(opened), opened, plain)
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment, as EXIF and XMP are, before its pixels."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xe1", b"\xff"):
+        if data[at + 1 : at + 2] == b"\xda":
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -1,24 +1,51 @@
 """The whole trainable model: encoders and captioning head in one module, built from settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlm.config.schema import ModelConfig
 from vlm.heads.captioner import Captioner
+from vlm.losses.caption import caption_loss
 from vlm.models.dual_encoder import DualEncoder, Features
 from vlm.models.image_encoder import ImageEncoder
 from vlm.models.text_encoder import TextEncoder
 from vlm.tokenizer import Tokenizer
 
+_Part = tuple[Tensor, Tensor, Tensor]  # features of images and texts, summed caption loss
+
+
+class Captions(NamedTuple):
+    """What is captioned: the texts of the first b pictures, as `caption_targets` splits them."""
+
+    inputs: Int[Tensor, "b T"]
+    targets: Int[Tensor, "b T"]
+    mask: Bool[Tensor, "b T"]
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """Features of both encoders, and the captioner's logits [b, T, V] where there is one."""
+    """What losses are made of.
 
-    features: Features
-    caption_logits: Tensor | None
+    Attributes:
+        image: [B, D], L2-normalised.
+        text: [B, D], likewise.
+        logit_scale: [], already exponentiated and clamped.
+        logit_bias: []; None where the model has none.
+        caption_loss: [], summed over tokens; None without captions.
+    """
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+    caption_loss: Tensor | None
 
 
 class VisionLanguageModule(nn.Module):
@@ -31,16 +58,63 @@ class VisionLanguageModule(nn.Module):
 
     def forward(
         self,
-        pixels: Tensor,
+        images: UInt8[Tensor, "B 3 S S"],
         tokens: Int[Tensor, "B L"],
-        caption_inputs: Int[Tensor, "b T"] | None = None,
+        captions: Captions | None = None,
+        *,
+        prepare: Callable[[Tensor], Tensor],
+        micro_batch_size: int | None = None,
     ) -> Outputs:
-        """Encode a batch; caption its first b pictures, given the texts so far."""
-        features: Features = self.encoders(pixels, tokens)
-        if self.captioner is None or caption_inputs is None:
-            return Outputs(features, None)
-        image_tokens = features.image_tokens[: len(caption_inputs)]
-        return Outputs(features, self.captioner(image_tokens, caption_inputs))
+        """Encode a batch, and caption its first pictures.
+
+        With `micro_batch_size`, that many samples at a time, of which only the features are kept;
+        the backward pass computes each micro-batch again, with the same random numbers (gradient
+        caching, arXiv 2101.06983, section 3). The loss and its gradient are those of the whole
+        batch, in the memory of a part, for a second forward pass.
+
+        Args:
+            images: As they are loaded.
+            tokens: Of the texts.
+            captions: What the captioner learns.
+            prepare: From images to normalised pixels; a part at a time.
+            micro_batch_size: Samples that are in memory at a time; None for all.
+        """
+        size = micro_batch_size or len(images)
+        encode: Callable[..., _Part] = self._encode
+        if size < len(images):
+            encode = partial(checkpoint, self._encode, use_reentrant=False)
+        slices = [slice(start, start + size) for start in range(0, len(images), size)]
+        parts = [
+            encode(images[rows], tokens[rows], captions and _rows(captions, rows), prepare)
+            for rows in slices
+        ]
+        image, text, losses = zip(*parts, strict=True)
+        return Outputs(
+            torch.cat(image),
+            torch.cat(text),
+            self.encoders.scale(),
+            self.encoders.logit_bias,
+            torch.stack(losses).sum() if captions else None,
+        )
+
+    def _encode(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        captions: Captions | None,
+        prepare: Callable[[Tensor], Tensor],
+    ) -> _Part:
+        features: Features = self.encoders(prepare(images), tokens)
+        if captions is None or self.captioner is None:
+            return features.image, features.text, features.image.new_zeros(())
+        logits = self.captioner(features.image_tokens[: len(captions.inputs)], captions.inputs)
+        return features.image, features.text, caption_loss(logits, captions.targets, captions.mask)
+
+
+def _rows(captions: Captions, rows: slice) -> Captions | None:
+    """Those of a micro-batch; None where it has none."""
+    part = Captions(*(each[rows] for each in captions))
+    return part if len(part.inputs) else None
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModule:

@@ -1,6 +1,7 @@
 """From a batch to named loss terms, each a sum over valid units divided by the global count."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,10 @@ from torch import Tensor, nn
 from vlm.config.schema import LossConfig
 from vlm.data.batch import Batch
 from vlm.data.transforms import normalize
-from vlm.heads.model import Outputs
-from vlm.losses.caption import caption_loss, caption_targets
+from vlm.heads.model import Captions, Outputs
+from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
 from vlm.losses.pairs import Pairs
-from vlm.models.dual_encoder import Features
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime import distributed
 
@@ -40,6 +40,7 @@ class Objective:
         std: Likewise.
         eot_id: Of the tokenizer.
         captions: Whether the model has a captioner.
+        micro_batch_size: Samples that are in memory at a time; None for all.
     """
 
     loss: LossConfig
@@ -47,25 +48,25 @@ class Objective:
     std: tuple[float, float, float]
     eot_id: int
     captions: bool
+    micro_batch_size: int | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Run the model and weigh its terms; `batch` is on the model's device."""
         pairs = self._pairs(batch)
         tokens = trim(batch.tokens, self.eot_id)
-        inputs, targets, mask = caption_targets(tokens, self.eot_id, batch.valid)
-        captioned = round(len(tokens) * self.loss.caption_fraction) if self.captions else 0
+        captions = self._captions(tokens, batch.valid)
         outputs: Outputs = model(
-            normalize(batch.images, self.mean, self.std),
+            batch.images,
             tokens,
-            inputs[:captioned] if captioned else None,
+            captions,
+            prepare=partial(normalize, mean=self.mean, std=self.std),
+            micro_batch_size=self.micro_batch_size,
         )
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
-            terms = {"loss/contrastive": self._contrastive(outputs.features, pairs)}
-            if outputs.caption_logits is not None:
-                mask = mask[:captioned]
-                count = distributed.all_reduce_sum(mask.sum()).clamp(min=1)
-                summed = caption_loss(outputs.caption_logits, targets[:captioned], mask)
-                terms["loss/caption"] = summed / count
+            terms = {"loss/contrastive": self._contrastive(outputs, pairs)}
+            if captions is not None and outputs.caption_loss is not None:
+                count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
+                terms["loss/caption"] = outputs.caption_loss / count
         loss = terms["loss/contrastive"]
         if "loss/caption" in terms:
             loss = loss + self.loss.caption_weight * terms["loss/caption"]
@@ -91,13 +92,15 @@ class Objective:
             duplicates=self.loss.duplicates,
         )
 
-    def _contrastive(self, features: Features, pairs: Pairs) -> Tensor:
-        texts = distributed.all_gather_with_gradient(features.text)
-        if features.logit_bias is not None:
-            return sigmoid_loss(
-                features.image, texts, features.logit_scale, features.logit_bias, pairs
-            )
+    def _captions(self, tokens: Tensor, valid: Tensor) -> Captions | None:
+        """Of the share of the batch that is captioned."""
+        num = round(len(tokens) * self.loss.caption_fraction) if self.captions else 0
+        return Captions(*caption_targets(tokens[:num], self.eot_id, valid[:num])) if num else None
+
+    def _contrastive(self, outputs: Outputs, pairs: Pairs) -> Tensor:
+        image, scale = outputs.image, outputs.logit_scale
+        texts = distributed.all_gather_with_gradient(outputs.text)
+        if outputs.logit_bias is not None:
+            return sigmoid_loss(image, texts, scale, outputs.logit_bias, pairs)
         smoothing = self.loss.label_smoothing
-        return info_nce(
-            features.image, texts, features.logit_scale, pairs, label_smoothing=smoothing
-        )
+        return info_nce(image, texts, scale, pairs, label_smoothing=smoothing)

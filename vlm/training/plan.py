@@ -1,6 +1,7 @@
 """What a run would do and need, without training: `vlm train CONFIG --check`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -86,8 +87,9 @@ def estimate_memory(parts: Parts, rows: int) -> tuple[int, int]:
     copies = 4 + (parts.step.averaged is not None)  # weights, gradients, two moments, the average
     few, more = (_kept_bytes(parts, n) for n in (2, 4))
     per_row = (more - few) / 2
+    computed = min(rows, config.train.micro_batch_size or rows)
     logits = 4 * min(4 * rows * config.train.global_batch_size, TILE_BYTES)  # fp32, and 3 copies
-    return weights * copies, round(few + per_row * (rows - 2)) + logits
+    return weights * copies, round(few + per_row * (computed - 2)) + logits
 
 
 def _kept_bytes(parts: Parts, rows: int) -> int:
@@ -106,7 +108,8 @@ def _kept_bytes(parts: Parts, rows: int) -> int:
         arithmetic(step.precision, step.device),
     ):
         # alive until counted: freed storage would be counted once for several tensors
-        terms = step.objective(step.module, _full_batch(parts, rows).to(step.device))
+        objective = replace(step.objective, micro_batch_size=None)
+        terms = objective(step.module, _full_batch(parts, rows).to(step.device))
     total = sum(kept.values())
     del terms
     return total

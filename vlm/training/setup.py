@@ -135,6 +135,7 @@ def _build_step(
             std=image.std,
             eot_id=tokenizer.eot_id,
             captions=module.captioner is not None,
+            micro_batch_size=config.train.micro_batch_size,
         ),
         optim=optim,
         num_steps=num_steps,

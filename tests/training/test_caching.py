@@ -1,0 +1,60 @@
+"""Micro-batches: the loss and the gradients are those of the whole batch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm.config.load import load_config
+from vlm.runtime.distributed import Ranks
+from vlm.training.setup import build_parts
+
+
+@pytest.fixture(scope="module")
+def parts(config):
+    changes = {"loss.caption_fraction": 0.4, "train.global_batch_size": 24}
+    return build_parts(load_config(config, changes), Ranks())
+
+
+@pytest.fixture(scope="module")
+def batch(parts):
+    batches = parts.batches(0, Ranks())
+    batch = next(batches)
+    batches.close()
+    valid = batch.valid.clone()
+    valid[[2, 20]] = False
+    return replace(batch, valid=valid)
+
+
+def gradients(parts, batch, micro_batch_size):
+    step = parts.step
+    step.module.zero_grad()
+    terms = replace(step.objective, micro_batch_size=micro_batch_size)(step.module, batch)
+    terms.loss.backward()
+    found = {name: p.grad.clone() for name, p in step.module.named_parameters()}
+    return terms, found
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 12, 23, 24, 100])
+def test_micro_batches_have_the_gradient_of_the_whole(parts, batch, micro_batch_size):
+    whole, expected = gradients(parts, batch, None)
+    terms, found = gradients(parts, batch, micro_batch_size)
+    torch.testing.assert_close(terms.loss, whole.loss, rtol=1e-6, atol=1e-6)
+    for name, share in whole.shares.items():
+        torch.testing.assert_close(terms.shares[name], share, rtol=1e-6, atol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_only_a_micro_batch_is_kept(parts, batch):
+    """What autograd holds between the forward and the backward pass."""
+    kept = {}
+    for size in (None, 4):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
+            terms = replace(parts.step.objective, micro_batch_size=size)(parts.step.module, batch)
+        kept[size] = sum(saved)
+        del terms
+    assert kept[4] < kept[None] / 20
