@@ -54,9 +54,7 @@ def table(found: list[dict[str, Any]], world_size: int) -> list[str]:
 
     lines = []
     for (loss, batch, tile), group in groupby(sorted(found, key=place), key=place):
-        errors = {
-            cell["cell"][3]: f"{cell['loss']:.0e}, {cell['gradients']:.0e}" for cell in group
-        }
+        errors = {cell["cell"][3]: f"{cell['loss']:.0e}, {cell['gradients']:.0e}" for cell in group}
         what = f"| {loss} | {batch} | {world_size} | {tile} "
         lines.append(f"{what}| {errors['float64']} | {errors['float32']} |")
     return lines

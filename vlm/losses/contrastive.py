@@ -8,6 +8,7 @@ Where a rank's rows do not fit into the byte budget, they are computed in tiles,
 backward pass: memory is that of a tile whatever the batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,22 +85,20 @@ class _InfoNCE(torch.autograd.Function):
         smoothing: float,
         tile_bytes: int,
     ) -> Tensor:
-        tiles = [*pairs.tiles(len(image), image.element_size(), tile_bytes)]
         by_tile = []
         columns = None
-        for tile in tiles:
-            logits = _logits(image, text, scale, pairs, tile)
-            by_tile.append(_Sums.of(logits, tile, 1, smoothing))
-            here = _Sums.of(logits, tile, 0, smoothing)
+        for tile, logits, room in _tiles(image, text, scale, pairs, tile_bytes):
+            by_tile.append(_Sums.of(logits, room, tile, 1, smoothing))
+            here = _Sums.of(logits, room, tile, 0, smoothing)
             columns = here if columns is None else columns.plus(here)
         rows = _Sums.joined(by_tile)
         assert columns is not None
         columns = columns.over_ranks()
         mine = slice(pairs.offset, pairs.offset + len(image))
         losses = rows.losses(smoothing) + columns.losses(smoothing)[mine]
-        ctx.pairs, ctx.smoothing, ctx.tiles = pairs, smoothing, tiles
+        ctx.pairs, ctx.smoothing, ctx.tile_bytes = pairs, smoothing, tile_bytes
         ctx.rows, ctx.columns = rows.finite(), columns.finite()
-        ctx.kept = logits if len(tiles) == 1 else None
+        ctx.kept = logits if len(by_tile) == 1 else None
         ctx.save_for_backward(image, text, scale)
         return torch.where(pairs.valid[mine], losses, 0).sum() / (2 * pairs.num_valid)
 
@@ -107,19 +106,20 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale = ctx.saved_tensors
         gradients = _Gradients(image, text, scale)
-        for tile in ctx.tiles:
-            logits = ctx.kept
-            if logits is None:
-                logits = _logits(image, text, scale, ctx.pairs, tile)
+        tiles = _tiles(image, text, scale, ctx.pairs, ctx.tile_bytes, ctx.kept)
+        for tile, logits, of_logits in tiles:  # [t, G], as all here
             rows, columns = ctx.rows[tile.rows], ctx.columns
-            of_logits = (logits - rows.logsumexp[:, None]).exp_()  # [t, G], as all here
-            of_logits += (logits - columns.logsumexp).exp_()
+            counted = logits.isfinite() if ctx.smoothing else None
+            torch.sub(logits, rows.logsumexp[:, None], out=of_logits).exp_()
+            of_logits += torch.sub(
+                logits, columns.logsumexp, out=logits if ctx.kept is None else None
+            ).exp_()
             wanted = 1 / rows.count[tile.targets[0]] + 1 / columns.count[tile.targets[1]]
             wanted = torch.where(ctx.pairs.valid[tile.targets[1]], wanted, 0)
             of_logits.index_put_(tile.targets, (ctx.smoothing - 1) * wanted, accumulate=True)
-            if ctx.smoothing:
+            if counted is not None:
                 evenly = 1 / rows.width[:, None] + 1 / columns.width
-                of_logits -= ctx.smoothing * torch.where(logits.isfinite(), evenly, 0)
+                of_logits -= ctx.smoothing * torch.where(counted, evenly, 0)
             gradients.add(of_logits, tile)
         found = gradients.all(upstream[0] / (2 * ctx.pairs.num_valid))
         return (*found, None, None, None)
@@ -138,8 +138,8 @@ class _Sigmoid(torch.autograd.Function):
     ) -> Tensor:
         gradients = _Gradients(image, text, scale)
         total, of_bias = torch.zeros_like(scale), torch.zeros_like(scale)
-        for tile in pairs.tiles(len(image), image.element_size(), tile_bytes):
-            margins = _logits(image, text, scale, pairs, tile).add_(bias)  # [t, G]
+        for tile, logits, _ in _tiles(image, text, scale, pairs, tile_bytes):
+            margins = logits.add_(bias)  # [t, G]
             positive = margins[tile.targets]
             margins[tile.targets] = torch.where(positive.isfinite(), -positive, positive)
             total += F.softplus(margins).sum()
@@ -157,18 +157,52 @@ class _Sigmoid(torch.autograd.Function):
         return (*(gradient.mul_(upstream[0]) for gradient in ctx.gradients), None, None)
 
 
-def _logits(
-    image: Tensor, text: Tensor, scale: Tensor, pairs: Pairs, tile: Tile
-) -> Float[Tensor, "t G"]:
+def _tiles(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    pairs: Pairs,
+    tile_bytes: int,
+    kept: Tensor | None = None,
+) -> Iterator[tuple[Tile, Float[Tensor, "t G"], Float[Tensor, "t G"]]]:
+    """Yields each tile, its logits, and room of their shape, which the next tile takes over.
+
+    Memory that is asked for anew would cost page faults, and with glibc 2.36 grow without end.
+
+    Args:
+        image: This rank's features.
+        text: The whole batch's.
+        scale: Inverse temperature.
+        pairs: What counts.
+        tile_bytes: Of a tile's logits.
+        kept: The logits, if they are known.
+    """
+    room = None
+    for tile in pairs.tiles(len(image), image.element_size(), tile_bytes):
+        height = tile.rows.stop - tile.rows.start
+        if kept is not None:
+            yield tile, kept, torch.empty_like(kept)
+            continue
+        if room is None:
+            room = image.new_empty(2, height, len(text))
+        logits, free = room[:, :height]
+        _fill_logits(logits, image, text, scale, pairs, tile)
+        yield tile, logits, free
+
+
+def _fill_logits(
+    logits: Tensor, image: Tensor, text: Tensor, scale: Tensor, pairs: Pairs, tile: Tile
+) -> None:
     """s_ij; -inf where it does not count."""
     queries = scale * image[tile.rows]
     if pairs.all_valid:
-        logits = queries @ text.T
+        torch.mm(queries, text.T, out=logits)
     else:
         left_out = torch.zeros_like(text[:, 0]).masked_fill_(~pairs.valid, -torch.inf)
-        logits = torch.addmm(left_out, queries, text.T)
+        torch.addmm(left_out, queries, text.T, out=logits)
         logits.masked_fill_(~pairs.mine(len(image))[tile.rows, None], -torch.inf)
-    return logits if tile.left_out is None else logits.masked_fill_(tile.left_out, -torch.inf)
+    if tile.left_out is not None:
+        logits.masked_fill_(tile.left_out, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -190,13 +224,15 @@ class _Sums:
     width: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, tile: Tile, dim: int, smoothing: float) -> "_Sums":
+    def of(cls, logits: Tensor, room: Tensor, tile: Tile, dim: int, smoothing: float) -> "_Sums":
         """Along a dimension of a tile."""
+        highest = logits.amax(dim, keepdim=True).nan_to_num_(neginf=0.0)
+        total = torch.sub(logits, highest, out=room).exp_().sum(dim)
         nothing = logits.new_zeros(logits.shape[1 - dim])
         where, positive = tile.targets[1 - dim], logits[tile.targets]
         counts = logits.isfinite() if smoothing else None
         return cls(
-            logits.logsumexp(dim),
+            total.log_().add_(highest.squeeze(dim)),
             nothing.index_add(0, where, positive),
             nothing.index_add(0, where, torch.ones_like(positive)),
             nothing if counts is None else logits.where(counts, 0).sum(dim),

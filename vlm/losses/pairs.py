@@ -9,9 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Duplicates = Literal["positive", "ignore", "negative"]
-TILE_BYTES = (
-    8 * 2**20
-)  # of logits; what is computed from them takes about three times as much again
+TILE_BYTES = 16 * 2**20  # of logits; what is computed from them takes as much again
 
 
 class Tile(NamedTuple):
