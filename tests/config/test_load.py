@@ -99,7 +99,10 @@ def test_a_wrong_value_is_named_with_its_rule(problems, text, problem):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("optim: {batch_size: 1}", "optim.batch_size; did you mean train.global_batch_size?"),
+        (
+            "optim: {batch_size: 1}",
+            "optim.batch_size; did you mean train.global_batch_size or train.micro_batch_size?",
+        ),
         ("model: {width: 1}",
          "model.width; did you mean model.text.width or model.captioner.width?"),
         ("optimm: {lr: 1}", "optimm; did you mean optim?"),
@@ -225,7 +228,8 @@ def test_one_text_is_one_override(load):
         ("optim.weigth_decay=1",
          "unknown key optim.weigth_decay; did you mean optim.weight_decay?"),
         ("optim.batch_size=1",
-         "unknown key optim.batch_size; did you mean train.global_batch_size?"),
+         "unknown key optim.batch_size; did you mean train.global_batch_size or "
+         "train.micro_batch_size?"),
         ("optim.lr=-1", "optim.lr must be greater than 0, is -1"),
         ("optim.lr=", "optim.lr must be a number, is null"),
         ("optim.lr.x=1", 'optim.lr must be a number, is {"x": 1}'),

@@ -49,6 +49,9 @@ def suggest(keys: Keys, section: type) -> tuple[str, list[str]]:
         meant = (*keys[:-1], near[0])
         return f"did you mean {dotted(meant)}?", [".".join(meant)]
     last_names = {leaf.rpartition(".")[2] for leaf in leaves}
+    ending = [leaf for leaf in leaves if leaf.endswith(f"_{name}")][:4]
+    if ending and name not in last_names:
+        return f"did you mean {' or '.join(ending)}?", ending
     if near := difflib.get_close_matches(name, sorted(last_names), n=1):
         places = [leaf for leaf in leaves if leaf.rpartition(".")[2] == near[0]]
         return f"did you mean {' or '.join(places)}?", places
