@@ -3,12 +3,15 @@
 import io
 import json
 import multiprocessing
+import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -169,8 +172,9 @@ def begin(config, run, environment):
 
     yield begin
     for process in begun:
-        process.kill()
-        process.communicate()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # workers, too: they hold the pipes
+        process.communicate(timeout=20)
 
 
 @pytest.fixture(scope="session")
