@@ -130,3 +130,11 @@ def test_tiles_cover_the_rows_within_the_budget():
         tiles = [*pairs.tiles(7, 4, tile_bytes)]
         assert [tile.rows.stop - tile.rows.start for tile in tiles] == heights
         assert [tile.rows.start for tile in tiles] == [sum(heights[:n]) for n in range(len(tiles))]
+
+
+@both
+def test_a_second_backward_pass_gives_the_same(loss):
+    image, text, scale = make_batch(6)
+    total = loss(image, text, scale, distinct(6))
+    first, second = (torch.autograd.grad(total, image, retain_graph=True)[0] for _ in range(2))
+    assert first.equal(second)

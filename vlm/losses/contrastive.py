@@ -154,7 +154,7 @@ class _Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(gradient.mul_(upstream[0]) for gradient in ctx.gradients), None, None)
+        return (*(gradient * upstream[0] for gradient in ctx.gradients), None, None)
 
 
 def _tiles(

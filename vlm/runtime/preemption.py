@@ -71,6 +71,7 @@ def stop_signals(folder: Path, *, until_exit: bool = False) -> Iterator[StopSign
     before = {number: signal.signal(number, stop.receive) for number in numbers}
     _active.append(stop)
     try:
+        _unblock(numbers)
         yield stop
     except Preempted as reason:
         stop.at_once = False
@@ -81,3 +82,9 @@ def stop_signals(folder: Path, *, until_exit: bool = False) -> Iterator[StopSign
         _active.pop()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if until_exit and stop.requested else handler)
+
+
+def _unblock(numbers: list[int]) -> None:
+    """Let them arrive, whatever mask the process was born with: a parent's is inherited."""
+    if numbers and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)

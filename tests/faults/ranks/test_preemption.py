@@ -92,14 +92,24 @@ def test_a_second_signal_does_not_break_the_save(start, run, record):
     """A stream of them, from the first to the end."""
     ranks = start("train.steps=100000", world_size=1)
     ranks.until("step     2")
-    num_signals = 0
-    while ranks.processes[0].is_alive():
+    num_signals, deadline = 0, time.monotonic() + 60
+    while ranks.processes[0].is_alive() and time.monotonic() < deadline:
         os.kill(ranks.processes[0].pid, signal.SIGTERM)
         num_signals += 1
         time.sleep(0.002)
     assert ranks.wait() == [75]
     assert saved_step(run) == steps(run)[-1]
     record("G", f"{num_signals} signals, one every 2 ms, to the end", 1, "exit 75, saved whole")
+
+
+def test_signals_arrive_though_the_parent_had_blocked_them(tmp_path):
+    """Its mask is inherited, as from a fork server of loader workers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with pytest.raises(Preempted), stop_signals(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_during_start_up_it_ends_with_75_and_what_was_saved_stays(start, run, record):
