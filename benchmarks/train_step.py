@@ -1,0 +1,203 @@
+"""A training step against open_clip's, and against the floor: needed FLOPs at the matrix rate.
+
+    python benchmarks/train_step.py            # about 15 minutes, 8 GiB
+
+Both sides in one process, in turns, on the same batches of noise with captions of 8 to 24 tokens,
+from equal weights. open_clip's side is the step of its own trainer (`open_clip_train.train`): text
+at 77 tokens, its loss, its AdamW groups; its pictures come normalised. Ours is `TrainStep`, which
+normalises, clips and guards. A round takes a step of each side and multiplies matrices.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlm.config.load import load_config
+from vlm.data.batch import Batch
+from vlm.data.tally import Tally
+from vlm.data.transforms import normalize
+from vlm.hub.open_clip import translate
+from vlm.runtime import torchvision_guard
+from vlm.runtime.device import arithmetic
+from vlm.runtime.distributed import Ranks
+from vlm.training.setup import Parts, build_parts
+
+torchvision_guard.install()
+import open_clip  # behind the guard
+
+SHARDS = "datasets/emoji/val_artist-*.tar"
+SMALL = {  # ViT-S/16 of open_clip
+    "model.embed_dim": 384,
+    "model.image.kwargs.embed_dim": 384,
+    "model.image.kwargs.num_heads": 6,
+    "model.text.width": 384,
+    "model.text.num_heads": 6,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT-B-32": ("clip_vit_b32", {}),
+    "ViT-B-16": ("clip_vit_b16", {}),
+    "ViT-S-16": ("clip_vit_b16", SMALL),
+}
+SETTINGS = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}  # open_clip's for a ViT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
+    args = parser.parse_args()
+    found = {
+        model: {p: measure(model, p, args.batch, args.rounds) for p in args.precisions}
+        for model in args.models
+    }
+
+    def column(key: str) -> dict[str, dict[str, float]]:
+        return {
+            model: {p: cell[key] for p, cell in cells.items()} for model, cells in found.items()
+        }
+
+    result = {
+        "benchmark": "train_step",
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "batch": args.batch,
+        "cells": found,
+        "ratio": column("ratio"),
+        "of_floor": column("of_floor"),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, float]:
+    """Samples/s of both sides, the matrix rate, and what they come to."""
+    torch.manual_seed(0)
+    theirs = open_clip.create_model(name, precision="fp32", device="cpu")
+    parts = parts_for(name, precision, size)
+    weights = translate(theirs.state_dict())
+    parts.step.module.load_state_dict(weights)
+    batch = noise(parts, size)
+    steps = {"open_clip": peer(theirs, batch, parts), "vlm": lambda n: ours(parts, batch, n)}
+    losses = {side: step(0) for side, step in steps.items()}
+    taken: dict[str, list[float]] = {side: [] for side in steps}
+    rates = []
+    for number in range(1, rounds + 1):
+        for side in list(steps)[:: -1 if number % 2 else 1]:
+            began = time.perf_counter()
+            steps[side](number)
+            taken[side].append(time.perf_counter() - began)
+        rates.append(matrix_rate(precision))
+    seconds = {side: statistics.median(times) for side, times in taken.items()}
+    needed, rate = needed_flops(parts, batch), statistics.median(rates)
+    cell = {
+        **{f"{side}_per_s": size / s for side, s in seconds.items()},
+        "ratio": seconds["open_clip"] / seconds["vlm"],
+        "matrix_gflops": rate / 1e9,
+        "needed_gflop_a_sample": needed / size / 1e9,
+        "of_floor": needed / rate / seconds["vlm"],
+        "first_loss_difference": abs(losses["open_clip"] - losses["vlm"]),
+    }
+    print(name, precision, json.dumps({k: round(v, 5) for k, v in cell.items()}), flush=True)
+    return cell
+
+
+def parts_for(name: str, precision: str, size: int) -> Parts:
+    config, changes = MODELS[name]
+    changes = {
+        **changes,
+        "data.train": SHARDS,
+        "train.precision": precision,
+        "train.device": "cpu",
+        "train.global_batch_size": size,
+        "train.epochs": None,
+        "train.steps": 10_000,
+        "loss.duplicates": "negative",
+    }
+    return build_parts(load_config(config, changes), Ranks())
+
+
+def noise(parts: Parts, size: int) -> Batch:
+    torch.manual_seed(1)
+    text = parts.config.model.text
+    side = parts.config.model.image.image_size
+    tokens = torch.full((size, text.context_length), parts.tokenizer.pad_id)
+    for row, length in zip(tokens, torch.randint(8, 25, (size,)).tolist(), strict=True):
+        row[:length] = torch.randint(1, parts.tokenizer.sot_id, (length,))
+        row[0], row[length - 1] = parts.tokenizer.sot_id, parts.tokenizer.eot_id
+    ids = torch.arange(size)
+    images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8)
+    return Batch(images, tokens, ids, ids, torch.ones(size, dtype=torch.bool), Tally())
+
+
+def ours(parts: Parts, batch: Batch, number: int) -> float:
+    return parts.step(number, batch).terms["loss"]
+
+
+def peer(model: torch.nn.Module, batch: Batch, parts: Parts) -> Callable[[int], float]:
+    """A step as `open_clip_train.train.train_one_epoch` takes it."""
+    gains = [p for n, p in model.named_parameters() if p.ndim < 2 or "ln" in n or "bias" in n]
+    rest = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "ln" in n or "bias" in n)]
+    groups = [{"params": gains, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, **SETTINGS)
+    loss_of = open_clip.ClipLoss()
+    image = parts.config.model.image
+    pixels = normalize(batch.images, mean=image.mean, std=image.std)
+
+    def step(number: int) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = SETTINGS["lr"] * (number + 1) / 2000
+        optimizer.zero_grad()
+        with arithmetic(parts.step.precision, torch.device("cpu")):
+            image, text, scale = model(pixels, batch.tokens)
+            loss = loss_of(image, text, scale)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        return loss.item()
+
+    return step
+
+
+def matrix_rate(precision: str, side: int = 2048, repeats: int = 3) -> float:
+    """FLOP/s of a product of square matrices."""
+    a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    b = a.clone()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - began)
+    return 2 * side**3 / min(times)
+
+
+def needed_flops(parts: Parts, batch: Batch) -> float:
+    """Of forward and backward, at the batch's longest caption: three times the forward pass."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        parts.step.objective(parts.step.module, batch)
+    return 3.0 * counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    main()
