@@ -12,6 +12,7 @@ import pytest
 
 import vlm
 from vlm.cli.main import VERBS
+from vlm.config.find import read_yaml
 from vlm.config.load import load_config
 from vlm.config.schema import Config
 from vlm.config.sections import fields_of
@@ -155,3 +156,15 @@ def test_what_is_called_from_python_exists():
     names |= {n.attr for n in ast.walk(model) if isinstance(n, ast.Attribute)}
     assert set(re.findall(r"\bmodel\.(\w+)", ours)) <= names
     assert set(re.findall(r"\bvlm\.(\w+)", ours)) <= set(vlm.__all__)
+
+
+def test_the_suites_keys_exist():
+    tree = ast.parse((ROOT / "vlm/eval/tasks.py").read_text())
+    classes = {node.name: ast.walk(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    keys = {
+        name: {node.target.id for node in nodes if isinstance(node, ast.AnnAssign)}
+        for name, nodes in classes.items()
+    }
+    kinds = {"zero_shot": "ZeroShotTask", "retrieval": "RetrievalTask"}
+    for task in read_yaml(blocks("yaml")[1]).values["tasks"]:
+        assert set(task) <= keys["Task"] | keys[kinds[task["task"]]]
