@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.config.load import load_config
 from vlm.heads.model import build_model
-from vlm.models.image_encoder import ConvStem
+from vlm.models.image_encoder import ConvStem, PatchProjection
 from vlm.models.transformer import attention
 from vlm.optim import Muon, is_hidden_matrix
 from vlm.tokenizer import Tokenizer, train_bpe
@@ -48,6 +48,7 @@ def main() -> None:
         f"attention, {length} text tokens": attentions(batch, heads, length, causal=True),
         "attention, 197 tokens": attentions(batch // 8, heads, 197),
         "conv stem": conv_stem(batch, config.model.image.image_size),
+        "patches of ViT-B/32": patches(32, 224),
     }
     result: dict[str, Any] = {
         "benchmark": "quickstart_parts",
@@ -100,6 +101,20 @@ def attentions(batch: int, heads: int, length: int, *, causal: bool = False) -> 
         "plain": lambda: attention(q, k, v, causal=causal).sum().backward(),
         "fused": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward(),
     }
+
+
+def patches(batch: int, image_size: int) -> Pair:
+    """Forward and backward in bf16, as a matrix product or as a convolution."""
+    convolution = nn.Conv2d(3, 768, 32, stride=32, bias=False)
+    pixels = torch.randn(batch, 3, image_size, image_size)
+
+    def run(forward: Callable[[Tensor], Tensor]) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = forward(pixels).sum()
+        loss.backward()
+
+    product = PatchProjection(convolution)
+    return {"product": lambda: run(product), "convolution": lambda: run(convolution)}
 
 
 def conv_stem(batch: int, image_size: int) -> Pair:

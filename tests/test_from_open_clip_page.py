@@ -25,18 +25,9 @@ SPANS = re.findall(r"`([^`]+)`", PROSE)
 ROWS = [line.split(" | ") for line in PROSE.splitlines() if line.startswith("| `")]
 
 NOT_YET = {  # keys that other branches add
-    "loss.distill",
-    "loss.distill_weight",
-    "loss.matryoshka_dims",
-    "optim.decay_fraction",
-    "optim.schedule",
-    "optim.trainable_groups",
     "run.project",
     "run.trackers",
-    "train.checkpoint_activations",
-    "train.compile",
     "train.memory_budget_gib",
-    "train.strategy",
 }
 
 

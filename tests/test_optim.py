@@ -85,6 +85,35 @@ def test_schedule_rises_linearly_and_falls_as_a_cosine():
     assert max(lrs) == 1.0
 
 
+def schedule(name, steps=110, **changes):
+    settings = {"lr": 1.0, "warmup_steps": 10, "min_lr_fraction": 0.1, **changes}
+    return [lr_at(s, steps=steps, schedule=name, **settings) for s in range(steps + 1)]
+
+
+def test_constant_stays_after_warm_up():
+    assert schedule("constant")[9:] == [1.0] * 102
+
+
+def test_wsd_stays_and_then_falls_as_one_less_a_root():
+    lrs = schedule("wsd", decay_fraction=0.2)
+    assert lrs[10:89] == [1.0] * 79  # 22 of 110 steps decay
+    assert lrs[88 + 11] == pytest.approx(0.1 + 0.9 * (1 - 0.5**0.5))
+    assert lrs[110] == pytest.approx(0.1)
+    assert lrs[88:] == sorted(lrs[88:], reverse=True)
+
+
+def test_a_longer_wsd_run_has_the_same_rate_until_the_shorter_one_decays():
+    short, long = schedule("wsd"), schedule("wsd", steps=1000)
+    assert short[:89] == long[:89]
+
+
+@pytest.mark.parametrize("name", ["cosine", "constant", "wsd"])
+def test_a_run_shorter_than_its_warm_up_rises_to_its_end(name):
+    lrs = schedule(name, steps=5)
+    assert lrs == sorted(lrs)
+    assert max(lrs) == pytest.approx(0.6)
+
+
 def test_average_is_warmed_up_and_then_decays():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError
+from vlm.runtime.sharded import local
 
 _NO_DECAY = ("positional_embedding", "pos_embed", "cls_token", "reg_token", "query")
 
@@ -166,21 +167,46 @@ def orthogonalize(matrices: Float[Tensor, "K M N"], steps: int = 5) -> Float[Ten
     return x.mT if tall else x
 
 
-def lr_at(step: int, *, lr: float, steps: int, warmup_steps: int, min_lr_fraction: float) -> float:
-    """Linear warm-up over the first `warmup_steps`, then cosine decay to `min_lr_fraction` of `lr`.
+Schedule = Literal["cosine", "constant", "wsd"]
+
+
+def lr_at(
+    step: int,
+    *,
+    lr: float,
+    steps: int,
+    warmup_steps: int,
+    min_lr_fraction: float,
+    schedule: Schedule = "cosine",
+    decay_fraction: float = 0.2,
+) -> float:
+    """Linear warm-up over the first `warmup_steps`, then what the schedule says.
+
+    A function of the step and the settings alone: a run that goes on with another length has from
+    there on the learning rate of a run of that length.
 
     Args:
         step: 0-based; step 0 already learns.
         lr: At the peak.
         steps: Of the whole run.
         warmup_steps: Of them, rising ones.
-        min_lr_fraction: What is left at the last step.
+        min_lr_fraction: What is left at the last step, of a schedule that decays.
+        schedule: "cosine" decays all the way; "constant" stays; "wsd" (warm-up, stable, decay)
+            stays and then decays by 1 - sqrt (arXiv 2405.18392, section 3), so that a run can be
+            made longer from any checkpoint before the decay.
+        decay_fraction: Of all steps, the last ones, which decay under "wsd".
     """
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return lr * (min_lr_fraction + (1 - min_lr_fraction) * cosine)
+    if schedule == "constant":
+        return lr
+    start = warmup_steps if schedule == "cosine" else steps - round(decay_fraction * steps)
+    start = max(start, warmup_steps)
+    progress = min(1.0, max(0, step - start) / max(1, steps - start))
+    left = 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "wsd":
+        left = 1 - math.sqrt(progress)
+    return lr * (min_lr_fraction + (1 - min_lr_fraction) * left)
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
@@ -207,5 +233,5 @@ class AveragedWeights:
         """Move towards the parameters."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        named = [(self.shadow[n], p.detach()) for n, p in named_parameters]
+        named = [(local(self.shadow[n]), local(p.detach())) for n, p in named_parameters]
         torch._foreach_lerp_([s for s, _ in named], [p for _, p in named], 1 - decay)

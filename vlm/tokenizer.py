@@ -90,6 +90,13 @@ class Tokenizer:
             ids = ids[: ids.index(self.eot_id)]
         return str(self._rust.decode(ids)).strip()
 
+    def has_vocabulary_of(self, other: "Tokenizer") -> bool:
+        """Whether both give every text the same ids."""
+        mine, theirs = (RustTokenizer.from_str(each._rust.to_str()) for each in (self, other))
+        for rust in (mine, theirs):
+            rust.no_truncation()
+        return mine.to_str() == theirs.to_str()
+
     def save(self, path: Path) -> None:
         """Write one `tokenizer.json`, in the format of the `tokenizers` library."""
         rust = RustTokenizer.from_str(self._rust.to_str())

@@ -35,7 +35,8 @@ loss: {caption_weight: 2.0}
     assert problems(text, ["optim.lr=abc", "foo", "run.log_every_steps=0"]) == [
         "emoji.yaml:5: unknown key optim.weigth_decay; did you mean optim.weight_decay?",
         "emoji.yaml:6: unknown key optim.zzz; optim has name, lr, lr_scale, weight_decay, beta1, "
-        "beta2, eps, warmup_steps, min_lr_fraction, clip_grad_norm",
+        "beta2, eps, warmup_steps, schedule, decay_fraction, min_lr_fraction, clip_grad_norm, "
+        "trainable_groups",
         'emoji.yaml:8: train.steps must be a whole number, is "many"',
         'emoji.yaml:9: train.precision must be one of auto, fp32, tf32, bf16; is "fp16"',
         "emoji.yaml:10: loss.caption_weight (2) does nothing without a model.captioner; add "

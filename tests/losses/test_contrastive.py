@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.nn.functional import normalize
 
 from vlm.losses.contrastive import info_nce, sigmoid_loss
+from vlm.losses.distillation import Teacher, distillation_loss
 from vlm.losses.pairs import Pairs
 
 BIAS = torch.tensor(-3.0, dtype=torch.float64)
@@ -138,3 +139,39 @@ def test_a_second_backward_pass_gives_the_same(loss):
     total = loss(image, text, scale, distinct(6))
     first, second = (torch.autograd.grad(total, image, retain_graph=True)[0] for _ in range(2))
     assert first.equal(second)
+
+
+def teacher_of(rows, dim=5):
+    image, text, _ = make_batch(rows, dim, seed=3)
+    return Teacher(image.detach(), text.detach(), torch.tensor(4.0, dtype=torch.float64))
+
+
+def test_distillation_is_open_clips():
+    (image, text, scale), teacher = make_batch(16), teacher_of(16)
+    theirs = open_clip.loss.DistillClipLoss().dist_loss(
+        teacher.logit_scale * teacher.image @ teacher.all_text.T, scale * image @ text.T
+    ) + open_clip.loss.DistillClipLoss().dist_loss(
+        teacher.logit_scale * teacher.all_text @ teacher.image.T, scale * text @ image.T
+    )
+    ours = distillation_loss(image, text, scale, teacher, distinct(16))
+    torch.testing.assert_close(ours, theirs / 2, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 2**30])
+def test_distillation_has_the_numeric_gradient(tile_bytes):
+    image, text, scale = make_batch(5)
+    valid = torch.tensor([True, True, False, True, True])
+    pairs = distinct(5, valid=valid, caption_ids=torch.tensor([1, 2, 3, 2, 5]))
+    pairs = replace(pairs, duplicates="ignore")
+
+    def loss(image, text, scale):
+        return distillation_loss(image, text, scale, teacher_of(5), pairs, tile_bytes=tile_bytes)
+
+    assert torch.autograd.gradcheck(loss, (image, text, scale.requires_grad_()))
+
+
+def test_a_student_equal_to_its_teacher_has_no_gradient():
+    image, text, scale = make_batch(6)
+    teacher = Teacher(image.detach(), text.detach(), scale)
+    distillation_loss(image, text, scale, teacher, distinct(6)).backward()
+    assert image.grad.abs().max() < 1e-15

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from vlm.errors import ConfigError
-from vlm.models.image_encoder import ImageEncoder
+from vlm.models.image_encoder import ImageEncoder, PatchProjection
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 
@@ -57,3 +58,17 @@ def test_wrong_settings_are_named(changes, message):
     with pytest.raises(ConfigError) as error:
         make_encoder(**changes)
     assert message in str(error.value)
+
+
+def test_patches_are_projected_as_the_convolution_does():
+    torch.manual_seed(0)
+    for size in ((32, 32), (35, 50)):
+        convolution = nn.Conv2d(3, 7, 8, stride=8)
+        pixels = torch.randn(2, 3, *size)
+        torch.testing.assert_close(PatchProjection(convolution)(pixels), convolution(pixels))
+
+
+def test_a_vision_transformer_has_no_convolution_left():
+    encoder = ImageEncoder("vit_base_patch32_clip_224", image_size=224, embed_dim=8)
+    assert not [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert encoder.state_dict()["trunk.patch_embed.proj.weight"].shape == (768, 3, 32, 32)

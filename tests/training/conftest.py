@@ -43,9 +43,10 @@ def start(config, environment):
     """Start `vlm train` in a process group of its own."""
 
     def start(*words, launcher=(sys.executable, "-m", "vlm")):
+        compiles = "train.compile=always" in words  # torch.compile warns of itself
         return subprocess.Popen(
             [*launcher, "train", str(config), *map(str, words)],
-            env=environment,
+            env={**environment, "PYTHONWARNINGS": "default"} if compiles else environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -35,6 +35,7 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
         keys = ("model.init_logit_scale", "model.max_logit_scale")
         yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
     yield from _check_contrastive(config)
+    yield from _check_training(config)
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")
@@ -51,6 +52,21 @@ def _check_contrastive(config: Config) -> Iterator[Problem]:
     if loss.contrastive == "sigmoid" and loss.label_smoothing:
         keys = ("loss.contrastive", "loss.label_smoothing")
         yield Problem(keys, f"{keys[1]} is of info_nce; set it to 0 for {keys[0]}=sigmoid")
+
+
+def _check_training(config: Config) -> Iterator[Problem]:
+    if config.train.strategy == "fsdp" and config.optim.name == "muon":
+        keys = ("train.strategy", "optim.name")
+        text = "train.strategy=fsdp spreads each matrix over the ranks, and optim.name=muon needs"
+        yield Problem(keys, f"{text} whole ones; use ddp, or adamw")
+    for dim in config.loss.matryoshka_dims:
+        if dim >= config.model.embed_dim:
+            keys = ("loss.matryoshka_dims", "model.embed_dim")
+            text = f"{keys[0]} has {dim}, which must be less than {keys[1]}"
+            yield Problem(keys, f"{text} ({config.model.embed_dim}): the whole is always learned")
+    if config.loss.distill is None and config.loss.distill_weight != 1:
+        keys = ("loss.distill_weight", "loss.distill")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a teacher's folder")
 
 
 def _check_duration(config: Config) -> Iterator[Problem]:

@@ -138,11 +138,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
-    """What is minimised: contrastive + caption_weight * caption."""
+    """What is minimised: contrastive + caption_weight * caption + distill_weight * distill."""
 
     contrastive: Literal["info_nce", "sigmoid"] = "info_nce"  # CLIP's; SigLIP's, arXiv 2303.15343
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of info_nce
     duplicates: Literal["positive", "ignore", "negative"] = "positive"  # equal captions in a batch
+    matryoshka_dims: tuple[Count, ...] = ()  # prefixes of features that serve alone, 2205.13147
+    distill: str | None = None  # a teacher's run or model folder: its similarities are learned too
+    distill_weight: Annotated[float, Field(ge=0)] = 1.0
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
     caption_fraction: Annotated[float, Field(gt=0, le=1)] = (
         1.0  # share of a batch that is captioned
@@ -151,7 +154,7 @@ class LossConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimConfig:
-    """AdamW or Muon, warm-up and cosine decay."""
+    """AdamW or Muon, the learning rate's schedule, and what learns."""
 
     name: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside blocks; the rest AdamW
     lr: Positive = 5e-4
@@ -161,8 +164,13 @@ class OptimConfig:
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     eps: Positive = 1e-6
     warmup_steps: CountOrZero = 2000
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: stays, decays at the end
+    decay_fraction: Fraction = 0.2  # of all steps, the last ones, under wsd (2405.18392, section 3)
     min_lr_fraction: Fraction = 0.0  # of lr, at the last step
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 turns clipping off
+    trainable_groups: dict[str, CountOrZero] = field(  # {encoders.image: 2}: of this part only the
+        default_factory=dict  # last layer groups learn; 0: none (LiT, 2111.07991)
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -179,6 +187,9 @@ class TrainConfig:
     device: str = "auto"  # auto | cpu | cuda | mps
     seed: CountOrZero = 0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaged weights
+    strategy: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and moments lie spread over the ranks
+    compile: Literal["auto", "always", "never"] = "auto"  # blocks, by torch.compile; auto: on CUDA
+    checkpoint_activations: bool = False  # keep no activations inside blocks, compute them again
 
 
 @dataclass(frozen=True, config=STRICT)

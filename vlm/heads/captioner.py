@@ -48,12 +48,18 @@ class Captioner(nn.Module):
         self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T V"]:
         """Logits of the token after each position."""
+        return self.hidden(image_tokens, tokens) @ self.token_embedding.weight.T
+
+    def hidden(
+        self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T W"]:
+        """What the logits are made of."""
         context = self.norm_image(image_tokens)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, context)
-        logits: Tensor = self.norm(x) @ self.token_embedding.weight.T
-        return logits
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 @torch.inference_mode()

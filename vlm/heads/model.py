@@ -93,7 +93,7 @@ class VisionLanguageModule(nn.Module):
             torch.cat(image),
             torch.cat(text),
             self.encoders.scale(),
-            self.encoders.logit_bias,
+            self.encoders.bias(),
             torch.stack(losses).sum() if captions else None,
         )
 
@@ -107,8 +107,10 @@ class VisionLanguageModule(nn.Module):
         features: Features = self.encoders(prepare(images), tokens)
         if captions is None or self.captioner is None:
             return features.image, features.text, features.image.new_zeros(())
-        logits = self.captioner(features.image_tokens[: len(captions.inputs)], captions.inputs)
-        return features.image, features.text, caption_loss(logits, captions.targets, captions.mask)
+        num, vocabulary = len(captions.inputs), self.captioner.token_embedding.weight
+        hidden = self.captioner.hidden(features.image_tokens[:num], captions.inputs)
+        loss = caption_loss(hidden, vocabulary, captions.targets, captions.mask)
+        return features.image, features.text, loss
 
 
 def _rows(captions: Captions, rows: slice) -> Captions | None:

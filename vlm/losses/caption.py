@@ -1,22 +1,81 @@
 """Next-token cross-entropy of captions (CoCa, arXiv 2205.01917, equation 2)."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vlm.losses.pairs import TILE_BYTES
+
 
 def caption_loss(
-    logits: Float[Tensor, "B T V"], targets: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    hidden: Float[Tensor, "B T W"],
+    weight: Float[Tensor, "V W"],
+    targets: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    tile_bytes: int = TILE_BYTES,
 ) -> Float[Tensor, ""]:
     """Sum, not mean, of -log p(target): divide by the token count of the whole global batch.
 
+    Logits are `hidden @ weight.T`, made for some positions at a time, and their gradient with them:
+    memory does not grow with the number of positions times V.
+
     Args:
-        logits: For the token that follows each position.
+        hidden: The decoder's last states, one for the token that follows each position.
+        weight: Output embeddings of the vocabulary.
         targets: Those tokens.
         mask: True where a target counts.
+        tile_bytes: Of logits that may exist at a time; as many as `weight` takes, at least, since
+            its gradient is added up once a tile.
     """
-    return F.cross_entropy(logits[mask].float(), targets[mask], reduction="sum")
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
+        hidden[mask], weight, targets[mask], tile_bytes
+    )
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The sum over rows; the gradient is found on the way and only scaled by the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tile_bytes: int
+    ) -> Tensor:
+        dtype = _autocast_dtype(hidden)
+        x, w = hidden.to(dtype), weight.to(dtype)
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        loss = torch.zeros((), device=hidden.device, dtype=_at_least_fp32(hidden.dtype))
+        height = max(1, min(len(x), max(hidden.shape[1], tile_bytes // (4 * len(weight)))))
+        for start in range(0, len(x), height):
+            rows = slice(start, start + height)
+            logits = (x[rows] @ w.T).to(loss.dtype)
+            logsumexp, target = logits.logsumexp(1, keepdim=True), targets[rows, None]
+            loss += (logsumexp - logits.gather(1, target)).sum()
+            if any(ctx.needs_input_grad):
+                of_logits = logits.sub_(logsumexp).exp_()
+                of_logits.scatter_add_(1, target, -torch.ones_like(logsumexp))
+                of_logits = of_logits.to(dtype)
+                of_hidden[rows] = of_logits @ w
+                of_weight += of_logits.T @ x[rows]
+        ctx.save_for_backward(of_hidden, of_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, of_weight = ctx.saved_tensors
+        return of_hidden * upstream[0], of_weight * upstream[0], None, None
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """In which a product with it is computed here."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def caption_targets(

@@ -8,8 +8,6 @@ Where a rank's rows do not fit into the byte budget, they are computed in tiles,
 backward pass: memory is that of a tile whatever the batch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.losses.pairs import TILE_BYTES, Pairs, Tile
-from vlm.runtime import distributed
+from vlm.losses.pairs import TILE_BYTES, Pairs
+from vlm.losses.tiles import Gradients, Sums, logits_by_tile
 
 
 def info_nce(
@@ -87,11 +85,11 @@ class _InfoNCE(torch.autograd.Function):
     ) -> Tensor:
         by_tile = []
         columns = None
-        for tile, logits, room in _tiles(image, text, scale, pairs, tile_bytes):
-            by_tile.append(_Sums.of(logits, room, tile, 1, smoothing))
-            here = _Sums.of(logits, room, tile, 0, smoothing)
+        for tile, logits, room in logits_by_tile(image, text, scale, pairs, tile_bytes):
+            by_tile.append(Sums.of(logits, room, tile, 1, smoothing))
+            here = Sums.of(logits, room, tile, 0, smoothing)
             columns = here if columns is None else columns.plus(here)
-        rows = _Sums.joined(by_tile)
+        rows = Sums.joined(by_tile)
         assert columns is not None
         columns = columns.over_ranks()
         mine = slice(pairs.offset, pairs.offset + len(image))
@@ -105,8 +103,8 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text, scale = ctx.saved_tensors
-        gradients = _Gradients(image, text, scale)
-        tiles = _tiles(image, text, scale, ctx.pairs, ctx.tile_bytes, ctx.kept)
+        gradients = Gradients(image, text, scale)
+        tiles = logits_by_tile(image, text, scale, ctx.pairs, ctx.tile_bytes, ctx.kept)
         for tile, logits, of_logits in tiles:  # [t, G], as all here
             rows, columns = ctx.rows[tile.rows], ctx.columns
             counted = logits.isfinite() if ctx.smoothing else None
@@ -136,9 +134,9 @@ class _Sigmoid(torch.autograd.Function):
         pairs: Pairs,
         tile_bytes: int,
     ) -> Tensor:
-        gradients = _Gradients(image, text, scale)
+        gradients = Gradients(image, text, scale)
         total, of_bias = torch.zeros_like(scale), torch.zeros_like(scale)
-        for tile, logits, _ in _tiles(image, text, scale, pairs, tile_bytes):
+        for tile, logits, _ in logits_by_tile(image, text, scale, pairs, tile_bytes):
             margins = logits.add_(bias)  # [t, G]
             positive = margins[tile.targets]
             margins[tile.targets] = torch.where(positive.isfinite(), -positive, positive)
@@ -155,145 +153,3 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         return (*(gradient * upstream[0] for gradient in ctx.gradients), None, None)
-
-
-def _tiles(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    pairs: Pairs,
-    tile_bytes: int,
-    kept: Tensor | None = None,
-) -> Iterator[tuple[Tile, Float[Tensor, "t G"], Float[Tensor, "t G"]]]:
-    """Yields each tile, its logits, and room of their shape, which the next tile takes over.
-
-    Memory that is asked for anew would cost page faults, and with glibc 2.36 grow without end.
-
-    Args:
-        image: This rank's features.
-        text: The whole batch's.
-        scale: Inverse temperature.
-        pairs: What counts.
-        tile_bytes: Of a tile's logits.
-        kept: The logits, if they are known.
-    """
-    room = None
-    for tile in pairs.tiles(len(image), image.element_size(), tile_bytes):
-        height = tile.rows.stop - tile.rows.start
-        if kept is not None:
-            yield tile, kept, torch.empty_like(kept)
-            continue
-        if room is None:
-            room = image.new_empty(2, height, len(text))
-        logits, free = room[:, :height]
-        _fill_logits(logits, image, text, scale, pairs, tile)
-        yield tile, logits, free
-
-
-def _fill_logits(
-    logits: Tensor, image: Tensor, text: Tensor, scale: Tensor, pairs: Pairs, tile: Tile
-) -> None:
-    """s_ij; -inf where it does not count."""
-    queries = scale * image[tile.rows]
-    if pairs.all_valid:
-        torch.mm(queries, text.T, out=logits)
-    else:
-        left_out = torch.zeros_like(text[:, 0]).masked_fill_(~pairs.valid, -torch.inf)
-        torch.addmm(left_out, queries, text.T, out=logits)
-        logits.masked_fill_(~pairs.mine(len(image))[tile.rows, None], -torch.inf)
-    if tile.left_out is not None:
-        logits.masked_fill_(tile.left_out, -torch.inf)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Of each row, or of each column, of a tile or of all of them.
-
-    Attributes:
-        logsumexp: Of its logits.
-        positive: Sum of its positives' logits.
-        count: Number of them.
-        total: Sum of all its logits; 0 without label smoothing.
-        width: Number of them; 0 without label smoothing.
-    """
-
-    logsumexp: Tensor
-    positive: Tensor
-    count: Tensor
-    total: Tensor
-    width: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor, room: Tensor, tile: Tile, dim: int, smoothing: float) -> "_Sums":
-        """Along a dimension of a tile."""
-        highest = logits.amax(dim, keepdim=True).nan_to_num_(neginf=0.0)
-        total = torch.sub(logits, highest, out=room).exp_().sum(dim)
-        nothing = logits.new_zeros(logits.shape[1 - dim])
-        where, positive = tile.targets[1 - dim], logits[tile.targets]
-        counts = logits.isfinite() if smoothing else None
-        return cls(
-            total.log_().add_(highest.squeeze(dim)),
-            nothing.index_add(0, where, positive),
-            nothing.index_add(0, where, torch.ones_like(positive)),
-            nothing if counts is None else logits.where(counts, 0).sum(dim),
-            nothing if counts is None else counts.sum(dim).to(logits.dtype),
-        )
-
-    @classmethod
-    def joined(cls, parts: "list[_Sums]") -> "_Sums":
-        """Of rows one after the other."""
-        return cls(*(torch.cat(columns) for columns in zip(*map(_fields, parts), strict=True)))
-
-    def plus(self, other: "_Sums") -> "_Sums":
-        """Of the same columns, over more rows."""
-        (mine, *sums), (theirs, *more) = _fields(self), _fields(other)
-        added = (a + b for a, b in zip(sums, more, strict=True))
-        return _Sums(torch.logaddexp(mine, theirs), *added)
-
-    def over_ranks(self) -> "_Sums":
-        """Of the same columns, over the rows of all ranks."""
-        if distributed.world_size() == 1:
-            return self
-        highest = distributed.all_reduce_max(self.logsumexp.clone()).nan_to_num_(neginf=0.0)
-        shares = (self.logsumexp - highest).exp()
-        shares, *sums = distributed.all_reduce_sum(torch.stack([shares, *_fields(self)[1:]]))
-        return _Sums(shares.log() + highest, *sums)
-
-    def losses(self, smoothing: float) -> Tensor:
-        """The logsumexp less sum_j t_ij s_ij; anything where nothing counts."""
-        wanted = self.positive / self.count
-        if smoothing:
-            wanted = (1 - smoothing) * wanted + smoothing * self.total / self.width
-        return self.logsumexp - wanted
-
-    def finite(self) -> "_Sums":
-        """With 0 for the logsumexp of nothing: exp(-inf - 0) is 0."""
-        return _Sums(self.logsumexp.nan_to_num(neginf=0.0), *_fields(self)[1:])
-
-    def __getitem__(self, rows: slice) -> "_Sums":
-        return _Sums(*(value[rows] for value in _fields(self)))
-
-
-def _fields(sums: _Sums) -> tuple[Tensor, ...]:
-    return sums.logsumexp, sums.positive, sums.count, sums.total, sums.width
-
-
-class _Gradients:
-    """What the gradients of tiles of logits add up to."""
-
-    def __init__(self, image: Tensor, text: Tensor, scale: Tensor) -> None:
-        self.image, self.text, self.scale = image, text, scale
-        self.of_image, self.of_text = torch.empty_like(image), torch.zeros_like(text)
-        self.of_scale = torch.zeros_like(scale)
-
-    def add(self, of_logits: Float[Tensor, "t G"], tile: Tile) -> None:
-        """A tile's."""
-        image = self.image[tile.rows]
-        self.of_image[tile.rows] = of_logits @ self.text
-        self.of_scale += (image * self.of_image[tile.rows]).sum()
-        self.of_text.addmm_(of_logits.T, image)
-
-    def all(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of image, text and scale, times the loss's weight; once."""
-        scale = self.scale * weight
-        return self.of_image.mul_(scale), self.of_text.mul_(scale), self.of_scale * weight

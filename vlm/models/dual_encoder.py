@@ -61,8 +61,12 @@ class DualEncoder(nn.Module):
             self.logit_bias = nn.Parameter(torch.tensor(init_logit_bias))
 
     def scale(self) -> Float[Tensor, ""]:
-        """The inverse temperature."""
-        return self.logit_scale.exp()
+        """The inverse temperature; `logit_scale` has shape [1] where FSDP2 shards it."""
+        return self.logit_scale.exp().sum()  # not reshape: FSDP2 warns of views
+
+    def bias(self) -> Float[Tensor, ""] | None:
+        """The sigmoid loss's bias; None where the model has none."""
+        return None if self.logit_bias is None else self.logit_bias.sum()
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -90,7 +94,7 @@ class DualEncoder(nn.Module):
         """Both sides of a batch."""
         image, image_tokens = self.image(pixels)
         text = _unit(self.text(tokens))
-        return Features(_unit(image), text, self.scale(), self.logit_bias, image_tokens)
+        return Features(_unit(image), text, self.scale(), self.bias(), image_tokens)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -72,6 +72,32 @@ class ConvStem(nn.Module):
         return tokens
 
 
+class PatchProjection(nn.Module):
+    """A convolution whose stride is its kernel, as the matrix product that it is.
+
+    Its weights keep their names and shapes. oneDNN's backward pass of the bf16 convolution takes a
+    fifth of a training step of ViT-B/32 (benchmarks/quickstart_parts.py).
+
+    Args:
+        convolution: What it computes; its parameters are taken over.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.patch_size = convolution.kernel_size
+        self.weight = convolution.weight  # [W, 3, p, q]
+        self.bias = convolution.bias
+
+    def forward(self, x: Float[Tensor, "B C H S"]) -> Float[Tensor, "B W h s"]:
+        """One vector a patch."""
+        (height, width), (num, colours, *_) = self.patch_size, x.shape
+        rows, columns = x.shape[2] // height, x.shape[3] // width
+        x = x[:, :, : rows * height, : columns * width]
+        x = x.reshape(num, colours, rows, height, columns, width)
+        patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class AttentionPool(nn.Module):
     """A learned query attends to all tokens (MAP, arXiv 2106.04560, without its MLP)."""
 
@@ -121,6 +147,7 @@ class ImageEncoder(nn.Module):
         if patch_dropout:
             settings["patch_drop_rate"] = patch_dropout
         trunk: Any = _create_trunk(name, image_size, settings)
+        _project_patches(trunk)
         self.trunk = trunk
         self.image_size = image_size
         self.width: int = trunk.num_features
@@ -160,6 +187,17 @@ class ImageEncoder(nn.Module):
             pooled: Tensor = self.attention_pool(tokens)
             return pooled
         return tokens[:, self.num_prefix_tokens :].mean(dim=1)
+
+
+def _project_patches(trunk: nn.Module) -> None:
+    """Give patch embeddings a matrix product in place of their convolution."""
+    from timm.layers.patch_embed import PatchEmbed
+
+    embeddings = [module for module in trunk.modules() if isinstance(module, PatchEmbed)]
+    for embedding in embeddings:
+        convolution = embedding.get_submodule("proj")
+        if isinstance(convolution, nn.Conv2d) and convolution.stride == convolution.kernel_size:
+            embedding.register_module("proj", PatchProjection(convolution))
 
 
 def _create_trunk(name: str, image_size: int, settings: dict[str, Any]) -> nn.Module:

@@ -18,7 +18,7 @@ from vlm.runtime.watch import Watch, watched
 from vlm.training.folder import describe, refuse_overwriting
 from vlm.training.guards import Guards
 from vlm.training.run_log import RunLog
-from vlm.training.saving import Saver, restore
+from vlm.training.saving import Saver, restore, trained_module
 from vlm.training.setup import Parts, build_parts
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -121,10 +121,8 @@ def _fit(
 
 def _finish(parts: Parts, folder: Path, ranks: distributed.Ranks) -> Run:
     """The model folder (averaged weights, if there are any) and the suite's results."""
-    step = parts.step
-    if step.averaged is not None:
-        step.module.load_state_dict({**step.module.state_dict(), **step.averaged.shadow})
-    model = VisionLanguageModel(step.module, parts.config.model, parts.tokenizer, step.device)
+    module = trained_module(parts)
+    model = VisionLanguageModel(module, parts.config.model, parts.tokenizer, parts.step.device)
     results: list[dict[str, Any]] = []
     if ranks.is_main and not (folder / "model").exists():
         model.save(folder / "model")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm.config.schema import LossConfig
@@ -12,9 +13,11 @@ from vlm.data.transforms import normalize
 from vlm.heads.model import Captions, Outputs
 from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
+from vlm.losses.distillation import distillation_loss
 from vlm.losses.pairs import Pairs
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime import distributed
+from vlm.training.teaching import TeacherModel
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Objective:
-    """contrastive + caption_weight * caption, for any number of ranks.
+    """The weighted sum of the loss's terms, for any number of ranks.
 
     Args:
         loss: Weights and the treatment of duplicates.
@@ -41,6 +44,7 @@ class Objective:
         eot_id: Of the tokenizer.
         captions: Whether the model has a captioner.
         micro_batch_size: Samples that are in memory at a time; None for all.
+        teacher: Whose similarities are learned; None for none.
     """
 
     loss: LossConfig
@@ -49,6 +53,7 @@ class Objective:
     eot_id: int
     captions: bool
     micro_batch_size: int | None = None
+    teacher: TeacherModel | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
         """Run the model and weigh its terms; `batch` is on the model's device."""
@@ -62,14 +67,22 @@ class Objective:
             prepare=partial(normalize, mean=self.mean, std=self.std),
             micro_batch_size=self.micro_batch_size,
         )
+        taught = self.teacher(batch.images, tokens) if self.teacher else None
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
-            terms = {"loss/contrastive": self._contrastive(outputs, pairs)}
+            texts = distributed.all_gather_with_gradient(outputs.text)
+            terms = {"loss/contrastive": self._contrastive(outputs, texts, pairs)}
+            if taught is not None:
+                terms["loss/distill"] = distillation_loss(
+                    outputs.image, texts, outputs.logit_scale, taught, pairs
+                )
             if captions is not None and outputs.caption_loss is not None:
                 count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
                 terms["loss/caption"] = outputs.caption_loss / count
-        loss = terms["loss/contrastive"]
-        if "loss/caption" in terms:
-            loss = loss + self.loss.caption_weight * terms["loss/caption"]
+        weights = {
+            "loss/distill": self.loss.distill_weight,
+            "loss/caption": self.loss.caption_weight,
+        }
+        loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         num_tokens = torch.tensor(float(tokens.numel()), device=tokens.device)
         shares = {
             **{name: term.detach().float() for name, term in terms.items()},
@@ -97,10 +110,25 @@ class Objective:
         num = round(len(tokens) * self.loss.caption_fraction) if self.captions else 0
         return Captions(*caption_targets(tokens[:num], self.eot_id, valid[:num])) if num else None
 
-    def _contrastive(self, outputs: Outputs, pairs: Pairs) -> Tensor:
-        image, scale = outputs.image, outputs.logit_scale
-        texts = distributed.all_gather_with_gradient(outputs.text)
+    def _contrastive(self, outputs: Outputs, texts: Tensor, pairs: Pairs) -> Tensor:
+        """The mean over the whole features and their Matryoshka prefixes."""
+        dims = {*self.loss.matryoshka_dims, outputs.image.shape[1]}
+        losses = [
+            self._of_features(prefix(outputs.image, dim), prefix(texts, dim), outputs, pairs)
+            for dim in sorted(dims)
+        ]
+        return torch.stack(losses).mean()
+
+    def _of_features(self, image: Tensor, texts: Tensor, outputs: Outputs, pairs: Pairs) -> Tensor:
+        scale = outputs.logit_scale
         if outputs.logit_bias is not None:
             return sigmoid_loss(image, texts, scale, outputs.logit_bias, pairs)
         smoothing = self.loss.label_smoothing
         return info_nce(image, texts, scale, pairs, label_smoothing=smoothing)
+
+
+def prefix(features: Float[Tensor, "B D"], dim: int) -> Float[Tensor, "B d"]:
+    """The first dimensions, L2-normalised (Matryoshka, arXiv 2205.13147, equation 1)."""
+    if dim == features.shape[1]:
+        return features
+    return torch.nn.functional.normalize(features[:, :dim], dim=1)

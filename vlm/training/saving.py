@@ -1,20 +1,23 @@
 """A run's state as a checkpoint, and back: when to save, in a thread, and what failures mean."""
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm import checkpoint
 from vlm.config.schema import Config
 from vlm.data.order import Order
 from vlm.errors import CheckpointError, ConfigError, DataError, DiskError, Preempted
+from vlm.heads.model import VisionLanguageModule, build_model
 from vlm.runtime import distributed
 from vlm.runtime.files import remove_leftovers
+from vlm.runtime.sharded import local, part_of, whole
 from vlm.training.run_log import RunLog
 from vlm.training.setup import Parts
 from vlm.training.step import TrainStep
@@ -66,11 +69,11 @@ class Saver:
             DiskError: A save has failed for the third time in a row.
         """
         self.last_save = time.monotonic()
+        groups = {name: _whole(tensors) for name, tensors in _groups(parts.step).items()}
         if distributed.rank() != 0:
             return
         self._collect()
         run = self.config.run
-        groups = _groups(parts.step)
         self._pending = self._thread.submit(
             checkpoint.save,
             self.folder,
@@ -151,11 +154,11 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
     _check_same_data(loaded, _data_state(parts))
     step = parts.step
     try:
-        step.module.load_state_dict(loaded.groups["model"])
+        load_weights(step.module, loaded.groups["model"])
         _restore_optimizer(step, loaded.groups["optimizer"])
         if step.averaged is not None:
             for name, shadow in step.averaged.shadow.items():
-                shadow.copy_(loaded.groups["ema"][name])
+                shadow.copy_(part_of(loaded.groups["ema"][name], shadow))
             step.averaged.num_updates = loaded.state["ema_updates"]
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -164,6 +167,39 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
             "use the config it was made with (config.yaml in the run folder), or another run.dir"
         ) from error
     return loaded.state
+
+
+def trained_module(parts: Parts) -> VisionLanguageModule:
+    """The model with averaged weights, if there are any; all ranks must ask for it together."""
+    step = parts.step
+    trained = {**step.module.state_dict(), **(step.averaged.shadow if step.averaged else {})}
+    weights = {name: whole(tensor) for name, tensor in trained.items()}
+    module = step.module
+    if any(weights[name] is not tensor for name, tensor in trained.items()):
+        module = build_model(parts.config.model, parts.tokenizer).to(step.device)
+    module.load_state_dict(weights)
+    return module
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Whole tensors into a module, whose parameters FSDP2 may have spread over the ranks.
+
+    Raises:
+        RuntimeError: It has other names, or other shapes.
+    """
+    there = module.state_dict()
+    parts = {n: part_of(t, there[n]) if n in there else t for n, t in tensors.items()}
+    module.load_state_dict(parts)
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, on rank 0; spread ones one after the other, into host memory."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if distributed.rank() == 0:
+            found[name] = full if full is tensor else full.cpu()
+    return found
 
 
 def _tidy(folder: Path, loaded: checkpoint.Checkpoint | None) -> None:
@@ -213,7 +249,9 @@ def _restore_optimizer(step: TrainStep, tensors: dict[str, Tensor]) -> None:
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
-        owner[parameter].state[parameter][key] = value.to(parameter.device)
+        if parameter in owner:  # else it is frozen from here on
+            like = local(parameter) if key == "step" else parameter
+            owner[parameter].state[parameter][key] = part_of(value, like)
 
 
 def _data_state(parts: Parts) -> dict[str, Any]:

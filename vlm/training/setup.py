@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vlm.config.schema import Config
 from vlm.data.batch import Batch
@@ -24,6 +23,8 @@ from vlm.tokenizer import Tokenizer, build_tokenizer
 from vlm.training.objective import Objective
 from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
+from vlm.training.teaching import load_teacher
+from vlm.training.wrapping import freeze, wrap
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,12 @@ def _build_step(
 ) -> TrainStep:
     optim, image = config.optim, config.model.image
     _refuse_batch_norm(module, ranks)
+    freeze(module, optim.trainable_groups)
+    model = wrap(module, config.train, device, ranks)  # before whatever holds its parameters
     precision = choose_precision(config.train.precision, device)
     module.encoders.image.use_fused_attention(device.type != "cpu" or precision != "bf16")
     return TrainStep(
-        model=_wrap(module, device, ranks),
+        model=model,
         module=module,
         optimizers=build_optimizers(
             module,
@@ -136,22 +139,17 @@ def _build_step(
             eot_id=tokenizer.eot_id,
             captions=module.captioner is not None,
             micro_batch_size=config.train.micro_batch_size,
+            teacher=load_teacher(
+                config.loss.distill, tokenizer, device, config.train.micro_batch_size
+            )
+            if config.loss.distill
+            else None,
         ),
         optim=optim,
         num_steps=num_steps,
         precision=precision,
         seed=config.train.seed,
         device=device,
-    )
-
-
-def _wrap(module: VisionLanguageModule, device: torch.device, ranks: Ranks) -> nn.Module:
-    if ranks.world_size == 1:
-        return module
-    return DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
     )
 
 

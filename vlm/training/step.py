@@ -13,6 +13,7 @@ from vlm.optim import AveragedWeights, lr_at, set_lr
 from vlm.runtime import distributed
 from vlm.runtime.device import Precision, arithmetic
 from vlm.runtime.seeding import seed_step
+from vlm.runtime.sharded import whole
 from vlm.training.objective import Objective, Terms
 
 
@@ -101,7 +102,7 @@ class TrainStep:
             grad_norm=float(grad_norm),
             skipped=skipped,
             lr=lr,
-            logit_scale=float(self.module.encoders.scale().detach()),
+            logit_scale=float(whole(self.module.encoders.scale().detach())),
             num_valid=int(values["num_valid"]),
             num_duplicates=int(values["num_duplicates"]),
             padding_waste=values["num_padding"] / values["num_tokens"],
@@ -116,11 +117,14 @@ class TrainStep:
             steps=self.num_steps,
             warmup_steps=self.optim.warmup_steps,
             min_lr_fraction=self.optim.min_lr_fraction,
+            schedule=self.optim.schedule,
+            decay_fraction=self.optim.decay_fraction,
         )
 
     def _clip(self) -> Tensor:
         limit = self.optim.clip_grad_norm or float("inf")
-        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
+        return whole(norm)
 
     def _update(self) -> None:
         for optimizer in self.optimizers:

@@ -1,0 +1,104 @@
+"""FSDP2, compiled and checkpointed blocks, caching and averaging: alone and together, one run."""
+
+import sys
+
+import pytest
+import torch
+
+from vlm.checkpoint import load_newest
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+COMMON = ("train.steps=8", "optim.name=adamw", "optim.warmup_steps=2")
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def same(ours, theirs):
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for one, two in zip(ours, theirs, strict=True):
+        for term in ("loss/contrastive", "loss/caption", "grad_norm", "logit_scale"):
+            assert one[term] == pytest.approx(two[term], rel=1e-5, abs=1e-5), one["step"]
+
+
+@pytest.fixture(scope="module")
+def plain(start, metrics, tmp_path_factory):
+    """One rank, nothing wrapped."""
+    folder = tmp_path_factory.mktemp("plain")
+    finish(start(*COMMON, f"run.dir={folder}"))
+    return folder, metrics(folder)
+
+
+ONE_RANK = {
+    "checkpointed": ["train.checkpoint_activations=true"],
+    "checkpointed, cached": ["train.checkpoint_activations=true", "train.micro_batch_size=6"],
+    "compiled": ["train.compile=always"],
+    "compiled, checkpointed, cached": [
+        "train.compile=always",
+        "train.checkpoint_activations=true",
+        "train.micro_batch_size=8",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=[pytest.mark.system("g++")] if "comp" in name else [])
+        for name, words in ONE_RANK.items()
+    ],
+)
+def test_one_rank_has_the_same_losses(start, metrics, plain, tmp_path, words):
+    finish(start(*COMMON, *words, f"run.dir={tmp_path}"))
+    same(metrics(tmp_path), plain[1])
+
+
+TWO_RANKS = {
+    "fsdp": ["train.strategy=fsdp"],
+    "fsdp, checkpointed, cached": [
+        "train.strategy=fsdp",
+        "train.checkpoint_activations=true",
+        "train.micro_batch_size=3",
+    ],
+    "ddp, checkpointed, cached": [
+        "train.checkpoint_activations=true",
+        "train.micro_batch_size=3",
+    ],
+    "fsdp, compiled, cached": [
+        "train.strategy=fsdp",
+        "train.compile=always",
+        "train.micro_batch_size=4",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=[pytest.mark.system("g++")] if "comp" in name else [])
+        for name, words in TWO_RANKS.items()
+    ],
+)
+def test_two_ranks_have_the_same_losses_and_weights(start, metrics, plain, tmp_path, words):
+    finish(start(*COMMON, *words, f"run.dir={tmp_path}", launcher=(*TORCHRUN, "-m", "vlm")))
+    same(metrics(tmp_path), plain[1])
+    ours, theirs = (load_newest(run / "checkpoints").groups for run in (tmp_path, plain[0]))
+    for group, tensors in theirs.items():
+        assert ours[group].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(ours[group][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_what_fsdp_saved_goes_on_in_one_process_and_back(start, metrics, plain, tmp_path):
+    """Four steps on two ranks, two on one, two on two ranks."""
+    folder = tmp_path / "run"
+    for steps, launcher in ((4, TORCHRUN), (6, ()), (8, TORCHRUN)):
+        launcher = (*launcher, "-m", "vlm") if launcher else (sys.executable, "-m", "vlm")
+        words = (f"train.steps={steps}", *COMMON[1:], "optim.schedule=constant")
+        more = ("train.strategy=fsdp", f"run.dir={folder}", "--resume", "auto")
+        finish(start(*words, *more, launcher=launcher))
+    finish(start(*COMMON, "optim.schedule=constant", f"run.dir={tmp_path / 'one'}"))
+    same(metrics(folder), metrics(tmp_path / "one"))

@@ -1,0 +1,100 @@
+"""What is put around the model: frozen parts, checkpointed and compiled blocks, DDP or FSDP2."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from vlm.config.schema import TrainConfig
+from vlm.errors import ConfigError
+from vlm.heads.model import VisionLanguageModule
+from vlm.models.layer_groups import layer_groups
+from vlm.runtime.distributed import Ranks
+
+
+def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) -> None:
+    """Let only the last layer groups of some parts learn; statistics of frozen norms stay, too.
+
+    Args:
+        module: Whose parameters' `requires_grad` is set.
+        trainable_groups: Number of groups that learn, by part: `encoders.image`, `encoders.text`,
+            `captioner`.
+
+    Raises:
+        ConfigError: The model has no such part.
+    """
+    parts: dict[str, nn.Module] = {
+        "encoders.image": module.encoders.image,
+        "encoders.text": module.encoders.text,
+    }
+    if module.captioner is not None:
+        parts["captioner"] = module.captioner
+    for name, num_trainable in trainable_groups.items():
+        if name not in parts:
+            raise ConfigError(
+                f"optim.trainable_groups: the model has no {name}; its parts are {', '.join(parts)}"
+            )
+        groups = layer_groups(parts[name])
+        for group in groups[: max(0, len(groups) - num_trainable)]:
+            for parameter in group:
+                parameter.requires_grad_(False)
+        for norm in parts[name].modules():
+            learns = any(parameter.requires_grad for parameter in norm.parameters())
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not learns:
+                norm.eval()
+
+
+def wrap(
+    module: VisionLanguageModule, train: TrainConfig, device: torch.device, ranks: Ranks
+) -> nn.Module:
+    """The module as the step calls it; blocks are changed in place.
+
+    Checkpointing is inside of compilation, and both are inside of FSDP2, so that recomputation
+    finds gathered weights.
+    """
+    compiles = train.compile == "always" or (train.compile == "auto" and device.type == "cuda")
+    for block in blocks(module):
+        if train.checkpoint_activations:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if compiles:
+            block.compile()
+    if ranks.world_size == 1:
+        return module
+    if train.strategy == "fsdp":
+        return _shard(module, device, ranks)
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Every Transformer block (and convolutional one): what is in a `blocks` of some part."""
+    for name, inner in module.named_modules():
+        if name.rpartition(".")[2] == "blocks":
+            yield from inner.children()
+
+
+def _shard(module: VisionLanguageModule, device: torch.device, ranks: Ranks) -> nn.Module:
+    """FSDP2 (PyTorch's `fully_shard`), a block at a time.
+
+    Weights are gathered in fp32: a temperature in bf16 would be off by up to 0.4%, and FSDP2 wants
+    one policy for all. Autocast chooses the arithmetic, as under DDP.
+    """
+    mesh = init_device_mesh(device.type, (ranks.world_size,))
+    policy = MixedPrecisionPolicy()
+    encoders = module.encoders
+    for name in ("logit_scale", "logit_bias"):  # fully_shard takes no scalars
+        scalar = getattr(encoders, name)
+        if scalar is not None:
+            setattr(encoders, name, nn.Parameter(scalar.detach().reshape(1)))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
