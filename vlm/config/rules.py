@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vlm.config.find import printable, shown
-from vlm.config.schema import Config, FilterConfig
+from vlm.config.schema import Config, FilterConfig, RunConfig
 
 
 class Problem(NamedTuple):
@@ -35,6 +35,7 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
         keys = ("model.init_logit_scale", "model.max_logit_scale")
         yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
     yield from _check_contrastive(config)
+    yield from _check_trackers(config)
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")
@@ -51,6 +52,13 @@ def _check_contrastive(config: Config) -> Iterator[Problem]:
     if loss.contrastive == "sigmoid" and loss.label_smoothing:
         keys = ("loss.contrastive", "loss.label_smoothing")
         yield Problem(keys, f"{keys[1]} is of info_nce; set it to 0 for {keys[0]}=sigmoid")
+
+
+def _check_trackers(config: Config) -> Iterator[Problem]:
+    project, default = config.run.wandb_project, RunConfig().wandb_project
+    if project != default and "wandb" not in config.run.trackers:
+        keys = ("run.wandb_project", "run.trackers")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}: [wandb]")
 
 
 def _check_duration(config: Config) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from vlm.tokenizer import Tokenizer, build_tokenizer
 from vlm.training.objective import Objective
 from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
+from vlm.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Parts:
     tokenizer: Tokenizer
     num_steps: int
     step: TrainStep
+    trackers: Trackers
 
     def batches(self, first_step: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """This rank's batches from a step on, without end."""
@@ -90,6 +92,7 @@ def count_steps(config: Config, num_samples: int) -> int:
 
 def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
+    trackers = Trackers(config, is_main=ranks.is_main)
     device = choose_device(config.train.device, ranks.local_rank)
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
@@ -99,7 +102,7 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     module = build_model(config.model, tokenizer).to(device)
     num_steps = count_steps(config, len(data.dataset))
     step = _build_step(config, module, tokenizer, num_steps, device, ranks)
-    return Parts(config, data, tokenizer, num_steps, step)
+    return Parts(config, data, tokenizer, num_steps, step, trackers)
 
 
 def _build_step(
