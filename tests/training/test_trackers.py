@@ -7,6 +7,7 @@ import platform
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -55,6 +56,7 @@ def train(config, tmp_path, capsys):
         resume = "auto" if (tmp_path / "run").exists() else "never"
         settings = {name.replace("__", "."): value for name, value in settings.items()}
         vlm.train(config, {**RUN, "run.dir": tmp_path / "run", **settings}, resume=resume)
+        wandb.teardown()  # as the end of a process does
         return capsys.readouterr().out.splitlines()
 
     return train
@@ -86,6 +88,7 @@ def follow(config, tmp_path, capsys):
         log.close()
         trackers.finish(6, results)
         trackers.close()
+        wandb.teardown()  # as the end of a process does
         return capsys.readouterr().out.splitlines()
 
     return follow
@@ -231,14 +234,15 @@ def assert_nothing_about_the_machine(run):
 
 
 def test_a_killed_run_loses_no_step(start, train, metrics, tmp_path):
-    run = tmp_path / "run"
-    process = start(f"run.dir={run}", *(f"{name}={value}" for name, value in RUN.items()))
+    run, num_steps = tmp_path / "run", 60
+    settings = {**RUN, "train.steps": num_steps, "run.dir": run}
+    process = start(*(f"{name}={value}" for name, value in settings.items()))
     wait_until(lambda: list_checkpoints(run / "checkpoints"))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert 4 <= len(metrics(run)) < 12
-    train()
-    assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+    assert 4 <= len(metrics(run)) < num_steps
+    train(train__steps=num_steps)
+    assert [line["step"] for line in metrics(run)] == list(range(1, num_steps + 1))
     assert_equal(shown_by_tensorboard(run), metrics(run))
     assert_equal(shown_by_wandb(run), metrics(run), but_times=True)
 
@@ -258,17 +262,18 @@ def children(pid):
     return found
 
 
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # wandb's
 def test_wandbs_process_that_dies_is_one_warning(follow, metrics, tmp_path):
     def kill(_trackers):
-        os.kill(children(os.getpid())["wandb-core"], signal.SIGKILL)
-        time.sleep(0.1)
+        pid = children(os.getpid())["wandb-core"]
+        popens = [popen for popen in gc.get_objects() if type(popen) is subprocess.Popen]
+        (popen,) = [popen for popen in popens if popen.pid == pid]
+        popen.kill()
+        popen.wait()  # wandb does not, and a Popen that nobody waits for is a warning
 
     said = follow("tensorboard, wandb", fault=kill)
     (warning,) = [line for line in said if "warning" in line]
     assert warning.startswith("warning: wandb: ")
     assert_equal(shown_by_tensorboard(tmp_path / "run"), metrics(tmp_path / "run"))
-    gc.collect()
 
 
 @pytest.mark.long

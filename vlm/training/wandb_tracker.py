@@ -7,7 +7,6 @@ import signal
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from vlm.config.schema import Config
 from vlm.runtime.files import write_atomic
@@ -15,9 +14,7 @@ from vlm.runtime.files import write_atomic
 LOGIN_TIMEOUT_S = 30.0  # a question at the terminal that nobody answers
 FINISH_TIMEOUT_S = 30.0  # what is not uploaded by then stays in the folder, for `wandb sync`
 
-_SETTINGS: dict[
-    str, Any
-] = {  # quiet, and nothing about the machine, its user, the code, the console
+_SETTINGS = {  # quiet, and nothing about the machine, its user, the code or the console
     "silent": True,
     "console": "off",
     "disable_code": True,
@@ -30,9 +27,7 @@ _SETTINGS: dict[
     "x_disable_stats": True,
     "x_save_requirements": False,
     "finish_timeout": FINISH_TIMEOUT_S,
-    "stop_fn": lambda: os.kill(
-        os.getpid(), signal.SIGTERM
-    ),  # the page's stop button: the run saves
+    "stop_fn": lambda: os.kill(os.getpid(), signal.SIGTERM),  # its page's stop: the run saves
 }
 
 
@@ -62,11 +57,10 @@ class WandB:
             id=_run_id(folder),
             name=run_folder.name,
             dir=run_folder,
-            mode=os.environ.get("WANDB_MODE") or "offline",
             resume="allow",
             reinit="create_new",
             config=dataclasses.asdict(config),
-            settings=wandb.Settings(**_SETTINGS),
+            settings=wandb.Settings(mode=os.environ.get("WANDB_MODE") or "offline", **_SETTINGS),
         )
         self._next_step = logged + 1 if self._run.offline else self._run.starting_step
         if self._run.offline:
