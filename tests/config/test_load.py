@@ -146,6 +146,10 @@ def test_a_misspelt_key_is_not_reported_as_missing_too(problems):
         ("loss:\n  caption_weight: 2", 2,
          "loss.caption_weight (2) does nothing without a model.captioner; "
          "add model.captioner: {}, or remove it"),
+        ("run: {wandb_project: birds}", 1,
+         "run.wandb_project does nothing without run.trackers: [wandb]"),
+        ("run: {trackers: [wandb, mlflow]}", 1,
+         'run.trackers.1 must be one of tensorboard, wandb; is "mlflow"'),
         ("model: {max_logit_scale: 5}", 1,
          "model.init_logit_scale (14.2857) must be at most model.max_logit_scale (5)"),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vlm.config.find import printable, shown
-from vlm.config.schema import Config, FilterConfig
+from vlm.config.schema import Config, FilterConfig, RunConfig
 
 
 class Problem(NamedTuple):
@@ -36,6 +36,7 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
         yield Problem(keys, f"{keys[0]} ({low:g}) must be at most {keys[1]} ({high:g})")
     yield from _check_contrastive(config)
     yield from _check_training(config)
+    yield from _check_trackers(config)
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")
@@ -67,6 +68,13 @@ def _check_training(config: Config) -> Iterator[Problem]:
     if config.loss.distill is None and config.loss.distill_weight != 1:
         keys = ("loss.distill_weight", "loss.distill")
         yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a teacher's folder")
+
+
+def _check_trackers(config: Config) -> Iterator[Problem]:
+    project, default = config.run.wandb_project, RunConfig().wandb_project
+    if project != default and "wandb" not in config.run.trackers:
+        keys = ("run.wandb_project", "run.trackers")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}: [wandb]")
 
 
 def _check_duration(config: Config) -> Iterator[Problem]:

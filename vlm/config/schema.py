@@ -212,6 +212,8 @@ class RunConfig:
     )
     async_save: bool = True  # save in a thread, from a copy in host memory, while training goes on
     log_every_steps: Count = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # get the log's lines, too
+    wandb_project: str = "vlm"  # of the tracker wandb
     step_timeout_s: Positive = 900.0  # a step that takes longer ends the run; thrice for the first
     rank_timeout_s: Positive = 1800.0  # ranks wait for each other so long, start-up included
 

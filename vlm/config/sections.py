@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from vlm.config.find import Keys, dotted
@@ -36,6 +36,18 @@ def _leaves(section: type, prefix: str = "") -> Iterator[str]:
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def flatten(
+    values: Mapping[str, Any], *, separator: str = ".", prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yields the values that are no mappings, with all keys that lead to them joined."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, separator=separator, prefix=f"{name}{separator}")
+        else:
+            yield name, value
 
 
 def suggest(keys: Keys, section: type) -> tuple[str, list[str]]:

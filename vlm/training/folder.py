@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ import vlm
 from vlm.checkpoint import list_checkpoints
 from vlm.config.find import read_yaml
 from vlm.config.load import dump_config
+from vlm.config.sections import flatten
 from vlm.errors import ConfigError
 from vlm.runtime.files import write_atomic
 from vlm.runtime.preemption import MARKER
@@ -70,16 +70,7 @@ def _changes(path: Path, config: str) -> Iterator[str]:
     """Yields a line for each setting that is another than in the file."""
     if not path.exists():
         return
-    before, now = (dict(_flat(read_yaml(text).values)) for text in (path.read_text(), config))
+    before, now = (dict(flatten(read_yaml(text).values)) for text in (path.read_text(), config))
     for key, value in now.items():
         if before.get(key) != value:
             yield f"{key} was {json.dumps(before.get(key))}, is {json.dumps(value)} from here on"
-
-
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    if not isinstance(values, dict):
-        yield prefix[:-1], values
-        return
-    for key, value in values.items():
-        yield from _flat(value, f"{prefix}{key}.")

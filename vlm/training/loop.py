@@ -62,10 +62,11 @@ def train(
         watched(folder, ranks, stop, step_timeout_s=settings.run.step_timeout_s) as watch,
     ):
         parts = build_parts(settings, ranks)
-        with stop.deferred():
-            _fit(parts, folder, ranks, stop, watch)
-        watch.end("after the last step")
-        return _finish(parts, folder, ranks)
+        with closing(parts.trackers):
+            with stop.deferred():
+                _fit(parts, folder, ranks, stop, watch)
+            watch.end("after the last step")
+            return _finish(parts, folder, ranks)
 
 
 def _fit(
@@ -91,6 +92,7 @@ def _fit(
         global_batch_size=size,
         every_steps=settings.run.log_every_steps,
         start_step=first,
+        trackers=parts.trackers,
     )
     if first:
         log.say(f"resuming {folder} at step {first} of {parts.num_steps}")
@@ -129,4 +131,5 @@ def _finish(parts: Parts, folder: Path, ranks: distributed.Ranks) -> Run:
     distributed.barrier()  # other ranks need not wait for what only rank 0 measures
     if ranks.is_main and parts.config.eval.suite is not None:
         results = evaluate(model, parts.config.eval.suite, out=folder / "results.json")
+        parts.trackers.finish(parts.num_steps, results)
     return Run(folder, model, results)

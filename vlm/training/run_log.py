@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlm.errors import DiskError
 from vlm.runtime.files import read_json_lines, write_atomic
 from vlm.training.step import StepResult
+from vlm.training.trackers import Trackers
 
 
 class RunLog:
@@ -28,6 +29,7 @@ class RunLog:
         global_batch_size: For samples/s.
         every_steps: Between lines; the first and the last step always have one.
         start_step: Of this process; lines of later steps, from a run that was killed, are dropped.
+        trackers: Get every line, too; those that are kept, first.
     """
 
     def __init__(
@@ -38,17 +40,22 @@ class RunLog:
         global_batch_size: int,
         every_steps: int,
         start_step: int = 0,
+        trackers: Trackers | None = None,
     ) -> None:
         self.path = path
         self.num_steps = num_steps
         self.global_batch_size = global_batch_size
         self.every_steps = every_steps
         self.window = _Window(start_step)
-        self.elapsed_before = _drop_later_lines(path, start_step) if path else 0.0
+        kept = _drop_later_lines(path, start_step) if path else []
+        self.elapsed_before = float(kept[-1]["time_s"]) if kept else 0.0
         self.started = time.perf_counter()
         self.last: dict[str, Any] = {}  # line
         self._unwritten = ""
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
+        self.trackers = trackers
+        if trackers is not None:
+            trackers.start(kept, self.say)
 
     def write(
         self, step: int, result: StepResult, *, data_wait_s: float, counters: Mapping[str, Any]
@@ -63,6 +70,8 @@ class RunLog:
         line = self.last = self._line(done, result, counters)
         self._append(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
+        if self.trackers is not None:
+            self.trackers.log(line)
         self.window = _Window(done)
 
     def say(self, text: str) -> None:
@@ -131,11 +140,11 @@ class _Window:
     started: float = field(default_factory=time.perf_counter)
 
 
-def _drop_later_lines(path: Path, start_step: int) -> float:
-    """Keep lines up to `start_step`, so that each step stands once; the time spent on them."""
+def _drop_later_lines(path: Path, start_step: int) -> list[dict[str, Any]]:
+    """The lines up to `start_step`; the file holds no others now, so that each step stands once."""
     kept = [line for line in read_json_lines(path) if line["step"] <= start_step]
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-    return float(kept[-1]["time_s"]) if kept else 0.0
+    return kept
 
 
 def _finite(value: float) -> float | None:

@@ -24,6 +24,7 @@ from vlm.training.objective import Objective
 from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
 from vlm.training.teaching import load_teacher
+from vlm.training.trackers import Trackers
 from vlm.training.wrapping import freeze, wrap
 
 
@@ -36,6 +37,7 @@ class Parts:
     tokenizer: Tokenizer
     num_steps: int
     step: TrainStep
+    trackers: Trackers
 
     def batches(self, first_step: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """This rank's batches from a step on, without end."""
@@ -91,6 +93,7 @@ def count_steps(config: Config, num_samples: int) -> int:
 
 def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
+    trackers = Trackers(config, is_main=ranks.is_main)
     device = choose_device(config.train.device, ranks.local_rank)
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
@@ -100,7 +103,7 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     module = build_model(config.model, tokenizer).to(device)
     num_steps = count_steps(config, len(data.dataset))
     step = _build_step(config, module, tokenizer, num_steps, device, ranks)
-    return Parts(config, data, tokenizer, num_steps, step)
+    return Parts(config, data, tokenizer, num_steps, step, trackers)
 
 
 def _build_step(
