@@ -204,7 +204,9 @@ def _trace(parts: Parts, batches: Iterator[Batch], path: Path | None) -> list[Op
             written = Path(folder) / path.name
             found.export_chrome_trace(str(written))
             write_atomic(path, written.read_bytes())
-    events = [each for each in found.key_averages() if "::" in each.key]  # no ranges, no kernels
+    events = [  # no ranges, and no kernels: their times are their operators'
+        each for each in found.key_averages() if "::" in each.key and each.device_type.name == "CPU"
+    ]
     time_us = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     seconds = {each.key: getattr(each, time_us) / 1e6 for each in events}
     total = sum(seconds.values())
