@@ -320,7 +320,7 @@ def test_a_bug_in_a_worker_keeps_its_type_and_traceback():
     [(0, 1, None), (2, 1, 8), (2, 50 * 2**20, 2), (4, 2**30, 1)],
 )
 def test_prefetching_is_bounded_in_bytes(num_workers, batch_bytes, expected):
-    assert workers._prefetch_factor(num_workers, batch_bytes) == expected
+    assert workers.prefetch_factor(num_workers, batch_bytes) == expected
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")

@@ -12,7 +12,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", default=[], help="settings to change"
     )
-    parser.add_argument("--check", action="store_true", help="validate, print the plan, and stop")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="validate, print the plan, and stop")
+    instead.add_argument(
+        "--profile",
+        action="store_true",
+        help="take a few steps with fresh weights, print where their time goes, and stop: by part "
+        "of the step, with the arithmetic it needs and the share of the machine's peak that it "
+        "reaches, and by operator; writes only profile/trace.json (for ui.perfetto.dev) and "
+        "profile/profile.json into the run folder; a run that is there stays as it is",
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -22,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check or train; a run ends with its report."""
+    """Check, profile or train; a run ends with its report."""
     from vlm.config.load import load_config
     from vlm.runtime.preemption import stop_signals
 
@@ -35,6 +44,15 @@ def run(args: argparse.Namespace) -> int:
         from vlm.training.plan import print_plan
 
         print_plan(config, Ranks())
+        return 0
+    if args.profile:
+        from vlm.runtime import torchvision_guard
+
+        torchvision_guard.install()
+        from vlm.runtime.distributed import ranks_from_environment
+        from vlm.training.profile import profile_run
+
+        profile_run(config, ranks_from_environment())
         return 0
     with stop_signals(
         Path(config.run.dir), until_exit=True

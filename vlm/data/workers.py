@@ -67,7 +67,7 @@ def build_in_order(
             _Source(make_builder, batches),
             batch_size=None,
             num_workers=num_workers,
-            prefetch_factor=_prefetch_factor(num_workers, batch_bytes),
+            prefetch_factor=prefetch_factor(num_workers, batch_bytes),
             multiprocessing_context=_context() if num_workers else None,
             worker_init_fn=partial(_set_up_worker, os.getpid(), headroom_bytes),
             pin_memory=pin_memory,
@@ -127,7 +127,7 @@ def _received(items: Iterator[T]) -> Iterator[T]:
         yield item
 
 
-def _prefetch_factor(num_workers: int, batch_bytes: int) -> int | None:
+def prefetch_factor(num_workers: int, batch_bytes: int) -> int | None:
     """Batches a worker builds ahead: up to 8, within PREFETCH_BYTES."""
     if num_workers == 0:
         return None

@@ -55,3 +55,9 @@ def arithmetic(
     if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU has no queue."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

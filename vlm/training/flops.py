@@ -1,0 +1,237 @@
+"""The FLOPs that a training step needs: counted once on the model's shapes, then arithmetic.
+
+A multiply-add is 2 FLOPs; only matrix products and convolutions count. Attention counts whole,
+causal or not, as in the field's figures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlm.heads.model import VisionLanguageModule
+from vlm.losses.pairs import TILE_BYTES
+
+Number = int | float
+
+_aten = torch.ops.aten
+_FACTORS = {  # which arguments are multiplied
+    _aten.mm: (0, 1),
+    _aten.bmm: (0, 1),
+    _aten.addmm: (1, 2),
+    _aten.baddbmm: (1, 2),
+    _aten.convolution: (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one part of a step.
+
+    Attributes:
+        forward: Of its forward pass.
+        needed: Of its forward and its backward pass: a product costs as much again for each of its
+            two factors that has a gradient, so mostly three times `forward`, and once if frozen.
+    """
+
+    forward: float = 0.0
+    needed: float = 0.0
+
+    @property
+    def backward(self) -> float:
+        """Of its backward pass alone."""
+        return self.needed - self.forward
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(self.forward + other.forward, self.needed + other.needed)
+
+    def __mul__(self, factor: Number) -> "Flops":
+        return Flops(self.forward * factor, self.needed * factor)
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Of one rank's part of a training step.
+
+    Attributes:
+        image: Of the image encoder.
+        text: Of the text encoder.
+        captioner: Of the captioning head.
+        loss: Of the similarities.
+        recomputed: What is computed a second time to save memory: not needed, and not in `needed`.
+    """
+
+    image: Flops
+    text: Flops
+    captioner: Flops
+    loss: Flops
+    recomputed: float
+
+    @property
+    def needed(self) -> float:
+        """Of all parts, forward and backward."""
+        return self.image.needed + self.text.needed + self.captioner.needed + self.loss.needed
+
+
+@dataclass(frozen=True)
+class PartFlops:
+    """Of a part, for any batch: fixed + rows (row + length (linear + length quadratic))."""
+
+    row: Flops = Flops()
+    linear: Flops = Flops()
+    quadratic: Flops = Flops()
+    fixed: Flops = Flops()
+
+    def __call__(self, rows: Number, length: Number = 0) -> Flops:
+        """Of so many samples of so many tokens."""
+        a_row = self.row + self.linear * length + self.quadratic * length**2
+        return self.fixed + a_row * rows
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """Of a model, for any batch; `count_flops` makes it, and asking it costs microseconds.
+
+    Attributes:
+        image: Of the image encoder; it has no length.
+        text: Of the text encoder.
+        captioner: Of the captioning head.
+        product: Of one image's similarity with one text.
+        keeps_tiles: The loss computes no tile twice.
+    """
+
+    image: PartFlops
+    text: PartFlops
+    captioner: PartFlops
+    product: Flops
+    keeps_tiles: bool
+
+    def step(
+        self,
+        rows: int,
+        text_length: Number,
+        *,
+        captioned_rows: int = 0,
+        global_rows: int | None = None,
+        micro_batch_size: int | None = None,
+    ) -> StepFlops:
+        """Of a training step.
+
+        Args:
+            rows: Samples of this rank.
+            text_length: Tokens of the longest text of the batch, to which all are padded; a mean
+                over steps will do.
+            captioned_rows: Samples whose captions are learned, each of `text_length - 1` tokens.
+            global_rows: Samples of all ranks; `rows` if there is one.
+            micro_batch_size: `train.micro_batch_size`.
+        """
+        columns = global_rows or rows
+        image, text = self.image(rows), self.text(rows, text_length)
+        captioner = self.captioner(captioned_rows, text_length - 1) if captioned_rows else Flops()
+        loss = self.product * (rows * columns)
+        recomputed = 0.0
+        if micro_batch_size is not None and micro_batch_size < rows:
+            recomputed += image.forward + text.forward + captioner.forward
+        if not self.keeps_tiles and 4 * rows * columns > TILE_BYTES:  # bytes of fp32 logits
+            recomputed += loss.forward
+        return StepFlops(image, text, captioner, loss, recomputed)
+
+
+def count_flops(module: VisionLanguageModule) -> ModelFlops:
+    """Count a model as it is: in its mode, with the parameters that now have gradients.
+
+    Runs each part a few times on the meta device: shapes without numbers, in a second or two.
+    Attention there is two plain products, so which kernel a device prefers makes no difference.
+    """
+    encoders, head = module.encoders, module.captioner
+    size = encoders.image.image_size
+    seen: dict[int, Tensor] = {}  # image tokens, by number of samples
+
+    def image(rows: int) -> None:
+        pixels = torch.empty(rows, 3, size, size, device="meta")
+        _, seen[rows] = _on_meta(encoders.image, pixels)
+
+    def text(length: int) -> None:
+        _on_meta(encoders.text, torch.zeros(2, length, dtype=torch.long, device="meta"))
+
+    def captioner(length: int) -> None:
+        tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
+        _on_meta(head, seen[2], tokens)
+
+    has_gradient = [
+        any(p.requires_grad for p in part.parameters()) for part in (encoders.image, encoders.text)
+    ]
+    one = 2.0 * encoders.image.projection.out_features
+    return ModelFlops(
+        image=_affine(image),
+        text=_by_length(text),
+        captioner=PartFlops() if head is None else _by_length(captioner),
+        product=Flops(one, one * (1 + sum(has_gradient))),
+        keeps_tiles=encoders.logit_bias is not None,
+    )
+
+
+def _affine(run: Callable[[int], None]) -> PartFlops:
+    """What runs on a number of samples; 2 at least, for batch norm's sake.
+
+    Some backbones multiply parameters with each other, once for the whole batch (Swin v2's biases).
+    """
+    two, four = _count(run, 2), _count(run, 4)
+    row = (four + two * -1) * 0.5
+    return PartFlops(row=row, fixed=two + row * -2)
+
+
+def _by_length(run: Callable[[int], None]) -> PartFlops:
+    """What runs on 2 samples of a length: a polynomial of degree 2, through three points."""
+    one, two, three = (_count(run, length) * 0.5 for length in (1, 2, 3))
+    quadratic = (one + two * -2 + three) * 0.5
+    linear = two + one * -1 + quadratic * -3
+    return PartFlops(one + (linear + quadratic) * -1, linear, quadratic)
+
+
+def _count(run: Callable[[int], None], size: int) -> Flops:
+    counter = _Counter()
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run(size)
+    return counter.flops
+
+
+def _on_meta(part: nn.Module | None, *inputs: Tensor) -> Any:
+    """The part's output with weights that have a shape and no memory."""
+    assert part is not None
+    tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    weights = {
+        name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
+        for name, tensor in tensors.items()
+    }
+    return functional_call(part, weights, inputs)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Adds up what runs. Below autograd, yet tensors still tell whether they have a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = Flops()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if packet in _FACTORS:
+            left, right = (args[i] for i in _FACTORS[packet])
+            depth = right.shape[1:].numel() if packet == _aten.convolution else left.shape[-1]
+            forward = 2.0 * out.numel() * depth
+            with_gradient = int(left.requires_grad) + int(right.requires_grad)
+            self.flops += Flops(forward, forward * (1 + with_gradient))
+        return out
