@@ -77,7 +77,8 @@ def noise(parts: Parts, size: int) -> Batch:
     tokens[:, 0], tokens[:, -1] = parts.tokenizer.sot_id, parts.tokenizer.eot_id
     ids = torch.arange(size)
     images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8)
-    return Batch(images, tokens, ids, ids, torch.ones(size, dtype=torch.bool), Tally())
+    valid = torch.ones(size, dtype=torch.bool)
+    return Batch(images, tokens, ids, ids, valid, Tally(), visits=ids)
 
 
 def backward(parts: Parts, batch: Batch, micro_batch_size: int | None) -> dict[str, Any]:

@@ -21,8 +21,8 @@ MARKS = ("<!-- parity: begin -->\n", "<!-- parity: end -->\n")
 
 def main() -> None:
     rows = [
-        "| loss | batch | ranks | tiles | fp64: loss, gradients | fp32: loss, gradients |",
-        "|---|---|---|---|---|---|",
+        "| loss | batch | ranks | tiles | micro-batches | fp64: loss, gradients | fp32 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for world_size in (1, 2, 4):
         rows += map(str, table(cells(world_size), world_size))
@@ -50,12 +50,12 @@ def table(found: list[dict[str, Any]], world_size: int) -> list[str]:
     """A line for each loss, batch and tile, with both types of numbers."""
 
     def place(cell: dict[str, Any]) -> list[str]:
-        return list(cell["cell"][:3])
+        return list(cell["cell"][:4])
 
     lines = []
-    for (loss, batch, tile), group in groupby(sorted(found, key=place), key=place):
-        errors = {cell["cell"][3]: f"{cell['loss']:.0e}, {cell['gradients']:.0e}" for cell in group}
-        what = f"| {loss} | {batch} | {world_size} | {tile} "
+    for (loss, batch, tile, parts), group in groupby(sorted(found, key=place), key=place):
+        errors = {cell["cell"][4]: f"{cell['loss']:.0e}, {cell['gradients']:.0e}" for cell in group}
+        what = f"| {loss} | {batch} | {world_size} | {tile} | {parts} "
         lines.append(f"{what}| {errors['float64']} | {errors['float32']} |")
     return lines
 

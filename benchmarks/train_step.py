@@ -44,17 +44,31 @@ SMALL = {  # ViT-S/16 of open_clip
     "model.text.width": 384,
     "model.text.num_heads": 6,
 }
+TINY = {  # for benchmarks/gpu.py --small
+    "model.embed_dim": 32,
+    "model.image.image_size": 32,
+    "model.image.kwargs": {"embed_dim": 64, "depth": 2, "num_heads": 1, "patch_size": 16},
+    "model.text": {"width": 64, "depth": 2, "num_heads": 1},
+}
+OF_TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+    "text_cfg": {"vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT-B-32": ("clip_vit_b32", {}),
     "ViT-B-16": ("clip_vit_b16", {}),
     "ViT-S-16": ("clip_vit_b16", SMALL),
+    "ViT-L-14": ("clip_vit_l14", {}),
+    "tiny": ("clip_vit_b32", TINY),
 }
 SETTINGS = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}  # open_clip's for a ViT
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    default = ["ViT-B-32", "ViT-B-16", "ViT-S-16"]
+    parser.add_argument("--models", nargs="+", default=default, choices=list(MODELS))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
@@ -92,7 +106,7 @@ def main() -> None:
 def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, float]:
     """Samples/s of both sides, the matrix rate, and what they come to."""
     torch.manual_seed(0)
-    theirs = open_clip.create_model(name, precision="fp32", device="cpu")
+    theirs = open_clip_model(name)
     parts = parts_for(name, precision, size)
     weights = translate(theirs.state_dict())
     parts.step.module.load_state_dict(weights)
@@ -115,13 +129,22 @@ def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, floa
         "matrix_gflops": rate / 1e9,
         "needed_gflop_a_sample": needed / size / 1e9,
         "of_floor": needed / rate / seconds["vlm"],
+        "products_s": products(parts, batch, precision),
+        "step_s": seconds["vlm"],
         "first_loss_difference": abs(losses["open_clip"] - losses["vlm"]),
     }
     print(name, precision, json.dumps({k: round(v, 5) for k, v in cell.items()}), flush=True)
     return cell
 
 
-def parts_for(name: str, precision: str, size: int) -> Parts:
+def open_clip_model(name: str) -> torch.nn.Module:
+    if name == "tiny":
+        return open_clip.CLIP(**OF_TINY)
+    model: torch.nn.Module = open_clip.create_model(name, precision="fp32", device="cpu")
+    return model
+
+
+def parts_for(name: str, precision: str, size: int, **more: Any) -> Parts:
     config, changes = MODELS[name]
     changes = {
         **changes,
@@ -132,21 +155,25 @@ def parts_for(name: str, precision: str, size: int) -> Parts:
         "train.epochs": None,
         "train.steps": 10_000,
         "loss.duplicates": "negative",
+        **more,
     }
     return build_parts(load_config(config, changes), Ranks())
 
 
-def noise(parts: Parts, size: int) -> Batch:
+def noise(parts: Parts, size: int, shortest: int = 8, longest: int = 24) -> Batch:
     torch.manual_seed(1)
     text = parts.config.model.text
     side = parts.config.model.image.image_size
     tokens = torch.full((size, text.context_length), parts.tokenizer.pad_id)
-    for row, length in zip(tokens, torch.randint(8, 25, (size,)).tolist(), strict=True):
+    for row, length in zip(
+        tokens, torch.randint(shortest, longest + 1, (size,)).tolist(), strict=True
+    ):
         row[:length] = torch.randint(1, parts.tokenizer.sot_id, (length,))
         row[0], row[length - 1] = parts.tokenizer.sot_id, parts.tokenizer.eot_id
     ids = torch.arange(size)
     images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8)
-    return Batch(images, tokens, ids, ids, torch.ones(size, dtype=torch.bool), Tally())
+    valid = torch.ones(size, dtype=torch.bool)
+    return Batch(images, tokens, ids, ids, valid, Tally(), visits=ids)
 
 
 def ours(parts: Parts, batch: Batch, number: int) -> float:
@@ -167,7 +194,7 @@ def peer(model: torch.nn.Module, batch: Batch, parts: Parts) -> Callable[[int], 
         for group in optimizer.param_groups:
             group["lr"] = SETTINGS["lr"] * (number + 1) / 2000
         optimizer.zero_grad()
-        with arithmetic(parts.step.precision, torch.device("cpu")):
+        with arithmetic(parts.step.precision, pixels.device):
             image, text, scale = model(pixels, batch.tokens)
             loss = loss_of(image, text, scale)
         loss.backward()
@@ -189,6 +216,39 @@ def matrix_rate(precision: str, side: int = 2048, repeats: int = 3) -> float:
         torch.mm(a, b)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times)
+
+
+def products(parts: Parts, batch: Batch, precision: str) -> float:
+    """Seconds that the products of all blocks' linear layers take, each shape alone."""
+    encoders, dtype = parts.step.module.encoders, torch.float32
+    if precision == "bf16":
+        dtype = torch.bfloat16
+    image, text = parts.config.model.image, parts.config.model.text
+    patches = encoders.image.trunk.patch_embed.num_patches + 1
+    longest = int((batch.tokens == parts.tokenizer.eot_id).int().argmax(1).max()) + 1
+    towers = ((encoders.image.width, patches, 12), (text.width, longest, text.depth))
+    assert image.pool == "token"
+    return sum(
+        depth * seconds_of_linear(len(batch.tokens) * length, inner, outer, dtype)
+        for width, length, depth in towers
+        for inner, outer in ((width, 3 * width), (width, width), (width, 4 * width))
+        for _ in range(1 if outer < 4 * width else 2)  # the MLP's second is its first, turned
+    )
+
+
+def seconds_of_linear(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
+    """Of its forward product and the two of its backward pass; the best of five each."""
+    x, gradient = (torch.randn(rows, width, dtype=dtype) for width in (inner, outer))
+    weight = torch.randn(outer, inner, dtype=dtype)
+    total = 0.0
+    for product in (lambda: x @ weight.T, lambda: gradient @ weight, lambda: gradient.T @ x):
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - began)
+        total += min(times)
+    return total
 
 
 def needed_flops(parts: Parts, batch: Batch) -> float:

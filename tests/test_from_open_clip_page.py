@@ -25,8 +25,6 @@ SPANS = re.findall(r"`([^`]+)`", PROSE)
 ROWS = [line.split(" | ") for line in PROSE.splitlines() if line.startswith("| `")]
 
 NOT_YET = {  # keys that other branches add
-    "run.project",
-    "run.trackers",
     "train.memory_budget_gib",
 }
 

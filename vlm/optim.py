@@ -190,7 +190,7 @@ def lr_at(
         lr: At the peak.
         steps: Of the whole run.
         warmup_steps: Of them, rising ones.
-        min_lr_fraction: What is left at the last step, of a schedule that decays.
+        min_lr_fraction: Of `lr`, what a schedule that decays would reach at step `steps`.
         schedule: "cosine" decays all the way; "constant" stays; "wsd" (warm-up, stable, decay)
             stays and then decays by 1 - sqrt (arXiv 2405.18392, section 3), so that a run can be
             made longer from any checkpoint before the decay.

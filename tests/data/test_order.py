@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import PCG64, Generator, SeedSequence
 
-from vlm.data.order import SampleOrder, draws_of_visit
+from vlm.data.order import SampleOrder, draws_of_visit, hashes_of_visits
 from vlm.errors import ConfigError, DataError
 
 SIZES = [3, 0, 5, 1, 4]
@@ -204,3 +204,16 @@ def test_the_draws_of_neighbours_are_independent():
     by_epoch = draws[:, 0].reshape(4, 1000)
     correlations = np.corrcoef(np.vstack([by_epoch, by_epoch[:, ::-1], np.roll(by_epoch, 1, 1)]))
     assert np.abs(correlations - np.eye(12)).max() < 0.16  # five standard errors
+
+
+def test_hashes_of_visits_are_pinned_and_differ():
+    epochs, ids = np.array([0, 0, 1, 0]), np.array([0, 1, 0, 2**40])
+    found = hashes_of_visits(3, epochs, ids)
+    assert found.tolist() == [
+        6976259416729115779,
+        5557721396462259822,
+        -713827747699968746,
+        760136474643063293,
+    ]
+    assert hashes_of_visits(3, epochs[2:], ids[2:]).tolist() == found[2:].tolist()
+    assert hashes_of_visits(4, epochs, ids).tolist() != found.tolist()

@@ -15,13 +15,13 @@ def make_captioner():
 def test_a_position_sees_the_picture_and_what_came_before_and_nothing_after():
     captioner, image = make_captioner(), torch.randn(1, 4, 12)
     tokens = torch.tensor([[1, 5, 6, 7]])
-    logits = captioner(image, tokens)
+    logits = captioner.logits(image, tokens)
     changed = tokens.clone()
     changed[0, 3] = 9
-    after = captioner(image, changed)
+    after = captioner.logits(image, changed)
     torch.testing.assert_close(after[:, :3], logits[:, :3])
     assert (after[:, 3] - logits[:, 3]).abs().max() > 1e-4
-    assert (captioner(torch.randn(1, 4, 12), tokens) - logits).abs().max() > 1e-4
+    assert (captioner.logits(torch.randn(1, 4, 12), tokens) - logits).abs().max() > 1e-4
 
 
 def test_greedy_takes_the_likeliest_token_each_step_and_stops_at_the_end():
@@ -31,7 +31,7 @@ def test_greedy_takes_the_likeliest_token_each_step_and_stops_at_the_end():
     for row in range(3):
         line = [1]
         while len(line) < tokens.shape[1]:
-            logits = captioner(image[row : row + 1], torch.tensor([line]))
+            logits = captioner.logits(image[row : row + 1], torch.tensor([line]))
             line.append(EOT if EOT in line else int(logits[0, -1].argmax()))
         assert tokens[row].tolist() == line
 

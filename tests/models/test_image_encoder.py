@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from vlm.errors import ConfigError
-from vlm.models.image_encoder import ImageEncoder, PatchProjection
+from vlm.models.image_encoder import ImageEncoder, PatchDropout, PatchProjection
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 
@@ -72,3 +72,34 @@ def test_a_vision_transformer_has_no_convolution_left():
     encoder = ImageEncoder("vit_base_patch32_clip_224", image_size=224, embed_dim=8)
     assert not [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     assert encoder.state_dict()["trunk.patch_embed.proj.weight"].shape == (768, 3, 32, 32)
+
+
+def test_what_patch_dropout_leaves_follows_from_the_visit_alone():
+    torch.manual_seed(0)
+    dropout = PatchDropout(0.75, num_prefix_tokens=1).train()
+    tokens = torch.arange(65.0).repeat(6, 1)[..., None]  # each token is its number
+    visits = torch.tensor([5, 6, 7, 8, 5, -9])
+    dropout.visits = visits
+    whole = dropout(tokens)
+    assert whole.shape == (6, 17, 1)
+    assert not whole[:, 0].any()  # the class token stays
+    for rows in (slice(0, 2), slice(2, 6)):
+        dropout.visits = visits[rows]
+        assert dropout(tokens[rows]).equal(whole[rows])
+    assert whole[0].equal(whole[4])
+    assert all(len(row.unique()) == 17 for row in whole)
+    assert not whole[0].equal(whole[1])
+    assert dropout.eval()(tokens).equal(tokens)
+
+
+def test_patch_dropout_leaves_each_patch_equally_often():
+    dropout = PatchDropout(0.5, num_prefix_tokens=0).train()
+    dropout.visits = torch.arange(4000)
+    kept = dropout(torch.arange(16.0).repeat(4000, 1)[..., None])
+    counts = torch.bincount(kept.flatten().long(), minlength=16)
+    assert (counts - 2000).abs().max() < 150  # 5 standard deviations
+
+
+def test_a_backbone_without_patches_refuses_patch_dropout():
+    with pytest.raises(ConfigError, match=r"resnet10t has no patches to leave out"):
+        make_encoder("resnet10t", kwargs={}, pool="avg", patch_dropout=0.5)

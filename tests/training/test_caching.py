@@ -58,3 +58,16 @@ def test_only_a_micro_batch_is_kept(parts, batch):
         kept[size] = sum(saved)
         del terms
     assert kept[4] < kept[None] / 20
+
+
+def test_micro_batches_leave_out_the_same_patches(config):
+    changes = {"model.image.patch_dropout": 0.5, "train.global_batch_size": 24}
+    parts = build_parts(load_config(config, changes), Ranks())
+    batches = parts.batches(0, Ranks())
+    batch = next(batches)
+    batches.close()
+    whole, expected = gradients(parts, batch, None)
+    terms, found = gradients(parts, batch, 5)
+    torch.testing.assert_close(terms.loss, whole.loss, rtol=1e-6, atol=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

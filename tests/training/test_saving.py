@@ -39,7 +39,7 @@ def make(config, tmp_path):
 
 
 def log_loss(saver, step, loss):
-    result = StepResult({"loss": loss}, 1.0, False, 1e-3, 14.0, 16, 0, 0.1, Tally())
+    result = StepResult({"loss": loss}, 1.0, False, 1e-3, 14.0, 16, 0, 0, 0.1, Tally())
     saver.log.write(step, result, data_wait_s=0.0, counters={"bad_samples": 0, "skipped_steps": 0})
 
 

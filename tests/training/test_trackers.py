@@ -82,7 +82,7 @@ def follow(config, tmp_path, capsys):
         for step in steps:
             if step == 2:
                 fault(trackers)
-            result = StepResult({"loss": 1.0}, 1.0, False, 1e-3, 14.0, 16, 0, 0.1, Tally())
+            result = StepResult({"loss": 1.0}, 1.0, False, 1e-3, 14.0, 16, 0, 99, 0.1, Tally())
             counters = {"bad_samples": 2, "skipped_steps": 0, "bad_by_reason": {"text.missing": 2}}
             log.write(step, result, data_wait_s=0.0, counters=counters)
         log.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vlm.config.find import printable, shown
-from vlm.config.schema import Config, FilterConfig, RunConfig
+from vlm.config.schema import Config, FilterConfig, OptimConfig, RunConfig
 
 
 class Problem(NamedTuple):
@@ -60,11 +60,21 @@ def _check_training(config: Config) -> Iterator[Problem]:
         keys = ("train.strategy", "optim.name")
         text = "train.strategy=fsdp spreads each matrix over the ranks, and optim.name=muon needs"
         yield Problem(keys, f"{text} whole ones; use ddp, or adamw")
+    if config.train.memory_budget_gib is not None and config.train.micro_batch_size is not None:
+        keys = ("train.memory_budget_gib", "train.micro_batch_size")
+        yield Problem(keys, f"{keys[0]} chooses {keys[1]}; set one of them to null")
     for dim in config.loss.matryoshka_dims:
         if dim >= config.model.embed_dim:
             keys = ("loss.matryoshka_dims", "model.embed_dim")
             text = f"{keys[0]} has {dim}, which must be less than {keys[1]}"
             yield Problem(keys, f"{text} ({config.model.embed_dim}): the whole is always learned")
+    optim, default = config.optim, OptimConfig()
+    if optim.decay_fraction != default.decay_fraction and optim.schedule != "wsd":
+        keys = ("optim.decay_fraction", "optim.schedule")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}=wsd")
+    if optim.min_lr_fraction != default.min_lr_fraction and optim.schedule == "constant":
+        keys = ("optim.min_lr_fraction", "optim.schedule")
+        yield Problem(keys, f"{keys[0]} does nothing with {keys[1]}=constant")
     if config.loss.distill is None and config.loss.distill_weight != 1:
         keys = ("loss.distill_weight", "loss.distill")
         yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a teacher's folder")

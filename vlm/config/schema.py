@@ -166,7 +166,7 @@ class OptimConfig:
     warmup_steps: CountOrZero = 2000
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: stays, decays at the end
     decay_fraction: Fraction = 0.2  # of all steps, the last ones, under wsd (2405.18392, section 3)
-    min_lr_fraction: Fraction = 0.0  # of lr, at the last step
+    min_lr_fraction: Fraction = 0.0  # of lr, towards which cosine and wsd decay
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 turns clipping off
     trainable_groups: dict[str, CountOrZero] = field(  # {encoders.image: 2}: of this part only the
         default_factory=dict  # last layer groups learn; 0: none (LiT, 2111.07991)
@@ -181,6 +181,7 @@ class TrainConfig:
     epochs: Positive | None = None
     global_batch_size: Annotated[int, Field(ge=2)] = 1024  # samples a step, over all ranks
     micro_batch_size: Count | None = None  # of a rank, in memory at a time; the gradient is of all
+    memory_budget_gib: Positive | None = None  # of a rank: chooses micro_batch_size to fit
     precision: Literal["auto", "fp32", "tf32", "bf16"] = (
         "auto"  # auto: bf16 where the hardware has it
     )

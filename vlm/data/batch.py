@@ -24,6 +24,7 @@ class Batch:
         caption_ids: A hash of the chosen caption after cleaning; 0 where not valid.
         valid: False where a sample could not be used; it keeps its slot.
         bad: What could not be used, by reason.
+        visits: A number for each (seed, epoch, sample id): what the device draws follows from it.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
@@ -32,6 +33,7 @@ class Batch:
     caption_ids: Int[Tensor, " B"]
     valid: Bool[Tensor, " B"]
     bad: Tally[Place]
+    visits: Int[Tensor, " B"]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous from pinned memory."""
@@ -49,6 +51,7 @@ class Batch:
             function(self.caption_ids),
             function(self.valid),
             self.bad,
+            function(self.visits),
         )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from vlm.data.batch import Batch, EvalBatch, EvalSample
 from vlm.data.dataset import Dataset
 from vlm.data.decode import read_header
-from vlm.data.order import Order, check_divides, draws_of_visit
+from vlm.data.order import Order, check_divides, draws_of_visit, hashes_of_visits
 from vlm.data.prefetch import look_ahead
 from vlm.data.samples import BadSample
 from vlm.data.tally import Place, Tally
@@ -189,6 +189,7 @@ class _TrainingBuilder:
             torch.from_numpy(caption_ids),
             torch.from_numpy(valid),
             bad,
+            torch.from_numpy(hashes_of_visits(self.seed, epochs, ids)),
         )
 
     def _visit(self, epoch: int, sample_id: int) -> tuple[Pixels, Int[np.ndarray, " l"], int]:

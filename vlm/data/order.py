@@ -206,6 +206,21 @@ def draws_of_visit(seed: int, epoch: int, sample_id: int) -> Iterator[float]:
             yield word / 2**32
 
 
+def hashes_of_visits(
+    seed: int, epochs: Int[np.ndarray, " b"], ids: Int[np.ndarray, " b"]
+) -> Int[np.ndarray, " b"]:
+    """A 64-bit number for each visit: the same on any rank, worker and micro-batch."""
+    hashes = np.full(len(ids), seed % 2**64, dtype=np.uint64)
+    for part in (epochs, ids):  # murmur3's finaliser, arithmetic modulo 2^64
+        hashes ^= part.astype(np.uint64)
+        for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            hashes ^= hashes >> np.uint64(33)
+            hashes *= np.uint64(multiplier)
+        hashes ^= hashes >> np.uint64(33)
+        hashes += np.uint64(0x9E3779B97F4A7C15)  # so that 0 does not stay 0
+    return hashes.view(np.int64)
+
+
 def generator(*entropy: int) -> Generator:
     """The random numbers of a place in the order, pinned by golden values in its tests."""
     return Generator(PCG64(SeedSequence(entropy)))

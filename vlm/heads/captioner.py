@@ -44,16 +44,17 @@ class Captioner(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         init_blocks(self.blocks, width)
 
-    def forward(
+    def logits(
         self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T V"]:
-        """Logits of the token after each position."""
-        return self.hidden(image_tokens, tokens) @ self.token_embedding.weight.T
+        """Of the token after each position."""
+        hidden: Tensor = self(image_tokens, tokens)
+        return hidden @ self.token_embedding.weight.T
 
-    def hidden(
+    def forward(
         self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T W"]:
-        """What the logits are made of."""
+        """What the logits are made of; the loss makes them for some positions at a time."""
         context = self.norm_image(image_tokens)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
@@ -83,7 +84,7 @@ def greedy(
     tokens = prompt
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     while tokens.shape[1] < max_length and not ended.all():
-        following = captioner(image_tokens, tokens)[:, -1].argmax(dim=-1)
+        following = captioner.logits(image_tokens, tokens)[:, -1].argmax(dim=-1)
         following = torch.where(ended, eot_id, following)
         ended |= following == eot_id
         tokens = torch.cat([tokens, following[:, None]], dim=1)

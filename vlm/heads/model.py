@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vlm.config.schema import ModelConfig
 from vlm.heads.captioner import Captioner
 from vlm.losses.caption import caption_loss
+from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder, Features
 from vlm.models.image_encoder import ImageEncoder
 from vlm.models.text_encoder import TextEncoder
@@ -63,7 +64,9 @@ class VisionLanguageModule(nn.Module):
         captions: Captions | None = None,
         *,
         prepare: Callable[[Tensor], Tensor],
+        visits: Int[Tensor, " B"] | None = None,
         micro_batch_size: int | None = None,
+        tile_bytes: int = TILE_BYTES,
     ) -> Outputs:
         """Encode a batch, and caption its first pictures.
 
@@ -77,7 +80,9 @@ class VisionLanguageModule(nn.Module):
             tokens: Of the texts.
             captions: What the captioner learns.
             prepare: From images to normalised pixels; a part at a time.
+            visits: What patch dropout follows from.
             micro_batch_size: Samples that are in memory at a time; None for all.
+            tile_bytes: Of the captioner's logits that may exist at a time.
         """
         size = micro_batch_size or len(images)
         encode: Callable[..., _Part] = self._encode
@@ -85,7 +90,14 @@ class VisionLanguageModule(nn.Module):
             encode = partial(checkpoint, self._encode, use_reentrant=False)
         slices = [slice(start, start + size) for start in range(0, len(images), size)]
         parts = [
-            encode(images[rows], tokens[rows], captions and _rows(captions, rows), prepare)
+            encode(
+                prepare,
+                images[rows],
+                tokens[rows],
+                None if visits is None else visits[rows],
+                captions and _rows(captions, rows),
+                tile_bytes,
+            )
             for rows in slices
         ]
         image, text, losses = zip(*parts, strict=True)
@@ -99,17 +111,21 @@ class VisionLanguageModule(nn.Module):
 
     def _encode(
         self,
+        prepare: Callable[[Tensor], Tensor],
         images: Tensor,
         tokens: Tensor,
+        visits: Tensor | None,
         captions: Captions | None,
-        prepare: Callable[[Tensor], Tensor],
+        tile_bytes: int,
     ) -> _Part:
-        features: Features = self.encoders(prepare(images), tokens)
+        features: Features = self.encoders(prepare(images), tokens, visits)
         if captions is None or self.captioner is None:
             return features.image, features.text, features.image.new_zeros(())
         num, vocabulary = len(captions.inputs), self.captioner.token_embedding.weight
-        hidden = self.captioner.hidden(features.image_tokens[:num], captions.inputs)
-        loss = caption_loss(hidden, vocabulary, captions.targets, captions.mask)
+        hidden = self.captioner(features.image_tokens[:num], captions.inputs)
+        loss = caption_loss(
+            hidden, vocabulary, captions.targets, captions.mask, tile_bytes=tile_bytes
+        )
         return features.image, features.text, loss
 
 

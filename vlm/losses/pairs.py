@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Duplicates = Literal["positive", "ignore", "negative"]
-TILE_BYTES = 16 * 2**20  # of logits; what is computed from them takes as much again
+TILE_BYTES = 16 * 2**20  # of logits on the CPU; what is computed from them takes as much again
+GPU_TILE_BYTES = 16 * TILE_BYTES  # kernels there want large matrices
 
 
 class Tile(NamedTuple):

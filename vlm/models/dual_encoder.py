@@ -90,9 +90,14 @@ class DualEncoder(nn.Module):
         features: Tensor = self.text(tokens)
         return _unit(features) if normalize else features
 
-    def forward(self, pixels: Float[Tensor, "B 3 S S"], tokens: Int[Tensor, "B L"]) -> Features:
-        """Both sides of a batch."""
-        image, image_tokens = self.image(pixels)
+    def forward(
+        self,
+        pixels: Float[Tensor, "B 3 S S"],
+        tokens: Int[Tensor, "B L"],
+        visits: Int[Tensor, " B"] | None = None,
+    ) -> Features:
+        """Both sides of a batch; `visits` decide what patch dropout leaves out."""
+        image, image_tokens = self.image(pixels, visits)
         text = _unit(self.text(tokens))
         return Features(_unit(image), text, self.scale(), self.bias(), image_tokens)
 

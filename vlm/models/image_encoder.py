@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError
@@ -75,8 +75,8 @@ class ConvStem(nn.Module):
 class PatchProjection(nn.Module):
     """A convolution whose stride is its kernel, as the matrix product that it is.
 
-    Its weights keep their names and shapes. oneDNN's backward pass of the bf16 convolution takes a
-    fifth of a training step of ViT-B/32 (benchmarks/quickstart_parts.py).
+    Its weights keep their names and shapes. oneDNN's backward pass of the bf16 convolution would
+    take a fifth of a training step of ViT-B/32 (benchmarks/quickstart_parts.py has the parts).
 
     Args:
         convolution: What it computes; its parameters are taken over.
@@ -96,6 +96,45 @@ class PatchProjection(nn.Module):
         x = x.reshape(num, colours, rows, height, columns, width)
         patches = x.permute(0, 2, 4, 1, 3, 5).flatten(3)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class PatchDropout(nn.Module):
+    """Leaves out patches in training (FLIP, arXiv 2212.00794, section 3), by (seed, epoch, sample).
+
+    Which ones stay does not depend on the number of ranks, on micro-batches or on a resumption.
+
+    Args:
+        rate: Share that is left out.
+        num_prefix_tokens: Class and register tokens, which stay.
+
+    Attributes:
+        visits: [B], a number for each sample's visit, set before each forward pass.
+    """
+
+    def __init__(self, rate: float, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.num_prefix_tokens = num_prefix_tokens
+        self.visits: Tensor | None = None
+
+    def forward(self, x: Float[Tensor, "B N W"]) -> Float[Tensor, "B M W"]:
+        """The prefix, and the patches that stay."""
+        if not self.training:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        numbers = torch.arange(patches.shape[1], device=x.device)
+        rows = torch.arange(len(x), device=x.device) if self.visits is None else self.visits
+        draws = _mixed(rows[:, None] + _mixed(numbers + 1))
+        num_kept = max(1, int(patches.shape[1] * (1 - self.rate)))
+        kept = draws.argsort(dim=1)[:, :num_kept, None].expand(-1, -1, x.shape[2])
+        return torch.cat([prefix, patches.gather(1, kept)], dim=1)
+
+
+def _mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Murmur3's 64-bit finaliser: close numbers come out unrelated."""
+    for multiplier in (-0xAE502812AA7333, -0x3B314601E57A13AD):  # as signed numbers
+        x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * multiplier  # a logical shift
+    return x ^ ((x >> 33) & 0x7FFFFFFF)
 
 
 class AttentionPool(nn.Module):
@@ -144,14 +183,20 @@ class ImageEncoder(nn.Module):
         settings = dict(kwargs or {})
         if stem_channels:
             settings["embed_layer"] = partial(ConvStem, channels=tuple(stem_channels))
-        if patch_dropout:
-            settings["patch_drop_rate"] = patch_dropout
         trunk: Any = _create_trunk(name, image_size, settings)
         _project_patches(trunk)
         self.trunk = trunk
         self.image_size = image_size
         self.width: int = trunk.num_features
         self.num_prefix_tokens: int = getattr(trunk, "num_prefix_tokens", 0)
+        self.patch_dropout: PatchDropout | None = None
+        if patch_dropout:
+            from timm.models.vision_transformer import VisionTransformer
+
+            if not isinstance(trunk, VisionTransformer):
+                raise ConfigError(f"model.image.patch_dropout: {name} has no patches to leave out")
+            self.patch_dropout = PatchDropout(patch_dropout, self.num_prefix_tokens)
+            trunk.register_module("patch_drop", self.patch_dropout)
         if pool == "token" and not self.num_prefix_tokens:
             raise ConfigError(f"model.image.pool: {name} has no class token; use avg or map")
         self.pool = pool
@@ -173,9 +218,11 @@ class ImageEncoder(nn.Module):
         return x
 
     def forward(
-        self, pixels: Float[Tensor, "B 3 S S"]
+        self, pixels: Float[Tensor, "B 3 S S"], visits: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N W"]]:
-        """Features, not normalised, and tokens."""
+        """Features, not normalised, and tokens; `visits` decide what patch dropout leaves out."""
+        if self.patch_dropout is not None:
+            self.patch_dropout.visits = visits
         tokens = self.tokens(pixels)
         features: Tensor = self.projection(self._pool(tokens))
         return features, tokens

@@ -28,6 +28,9 @@ _FIELDS = (
     _Field("samples_per_s", "Throughput", "samples/s"),
     _Field("data_wait", "Waiting for data", "% of time", 100.0),
     _Field("padding_waste", "Padding", "% of text positions", 100.0),
+    _Field("mfu", "FLOPs needed, of the peak", "% (MFU)", 100.0),
+    _Field("recomputed", "Recomputation", "% of FLOPs", 100.0),
+    _Field("peak_memory_gib", "Peak memory", "GiB, one rank"),
 )
 
 
@@ -67,6 +70,9 @@ def _curve(inputs: Inputs, field: _Field) -> chart.Curve | None:
     size = inputs.setting("train.global_batch_size")
     if field.name == "loss/contrastive" and type(size) is int and size > 1:
         reference = (math.log(size), f"ln {size:,}: guessing")
+    predicted = inputs.command.get("predicted_memory_gib")
+    if field.name == "peak_memory_gib" and isinstance(predicted, float):
+        reference = (predicted, f"predicted: {significant(predicted)}")
     return chart.Curve(
         title=field.title,
         unit=field.unit,

@@ -119,6 +119,7 @@ class ModelFlops:
         captioned_rows: int = 0,
         global_rows: int | None = None,
         micro_batch_size: int | None = None,
+        tile_bytes: int = TILE_BYTES,
     ) -> StepFlops:
         """Of a training step.
 
@@ -129,6 +130,7 @@ class ModelFlops:
             captioned_rows: Samples whose captions are learned, each of `text_length - 1` tokens.
             global_rows: Samples of all ranks; `rows` if there is one.
             micro_batch_size: `train.micro_batch_size`.
+            tile_bytes: Of logits that may exist at a time.
         """
         columns = global_rows or rows
         image, text = self.image(rows), self.text(rows, text_length)
@@ -137,7 +139,7 @@ class ModelFlops:
         recomputed = 0.0
         if micro_batch_size is not None and micro_batch_size < rows:
             recomputed += image.forward + text.forward + captioner.forward
-        if not self.keeps_tiles and 4 * rows * columns > TILE_BYTES:  # bytes of fp32 logits
+        if not self.keeps_tiles and 4 * rows * columns > tile_bytes:  # bytes of fp32 logits
             recomputed += loss.forward
         return StepFlops(image, text, captioner, loss, recomputed)
 
@@ -161,7 +163,10 @@ def count_flops(module: VisionLanguageModule) -> ModelFlops:
 
     def captioner(length: int) -> None:
         tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
-        _on_meta(head, seen[2], tokens)
+        hidden = _on_meta(head, seen[2], tokens)
+        weight = head.token_embedding.weight if head else tokens
+        vocabulary = torch.empty_like(weight, device="meta", requires_grad=weight.requires_grad)
+        torch.mm(hidden.flatten(0, 1), vocabulary.T)  # as the loss does, tile by tile
 
     has_gradient = [
         any(p.requires_grad for p in part.parameters()) for part in (encoders.image, encoders.text)

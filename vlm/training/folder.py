@@ -62,6 +62,7 @@ def describe(folder: Path, parts: Parts, first_step: int) -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "predicted_memory_gib": round(parts.memory.total / 2**30, 3),
     }
     write_atomic(folder / "command.json", json.dumps(command, indent=1).encode())
 

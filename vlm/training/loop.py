@@ -93,6 +93,7 @@ def _fit(
         every_steps=settings.run.log_every_steps,
         start_step=first,
         trackers=parts.trackers,
+        accounts=parts.accounts,
     )
     if first:
         log.say(f"resuming {folder} at step {first} of {parts.num_steps}")

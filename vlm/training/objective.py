@@ -1,6 +1,6 @@
 """From a batch to named loss terms, each a sum over valid units divided by the global count."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from vlm.heads.model import Captions, Outputs
 from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
 from vlm.losses.distillation import distillation_loss
-from vlm.losses.pairs import Pairs
+from vlm.losses.pairs import TILE_BYTES, Pairs
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime import distributed
 from vlm.training.teaching import TeacherModel
@@ -44,6 +44,7 @@ class Objective:
         eot_id: Of the tokenizer.
         captions: Whether the model has a captioner.
         micro_batch_size: Samples that are in memory at a time; None for all.
+        tile_bytes: Of logits that may exist at a time, by loss.
         teacher: Whose similarities are learned; None for none.
     """
 
@@ -53,6 +54,7 @@ class Objective:
     eot_id: int
     captions: bool
     micro_batch_size: int | None = None
+    tile_bytes: int = TILE_BYTES
     teacher: TeacherModel | None = None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Terms:
@@ -65,7 +67,9 @@ class Objective:
             tokens,
             captions,
             prepare=partial(normalize, mean=self.mean, std=self.std),
+            visits=batch.visits,
             micro_batch_size=self.micro_batch_size,
+            tile_bytes=self.tile_bytes,
         )
         taught = self.teacher(batch.images, tokens) if self.teacher else None
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
@@ -73,7 +77,12 @@ class Objective:
             terms = {"loss/contrastive": self._contrastive(outputs, texts, pairs)}
             if taught is not None:
                 terms["loss/distill"] = distillation_loss(
-                    outputs.image, texts, outputs.logit_scale, taught, pairs
+                    outputs.image,
+                    texts,
+                    outputs.logit_scale,
+                    taught,
+                    pairs,
+                    tile_bytes=self.tile_bytes,
                 )
             if captions is not None and outputs.caption_loss is not None:
                 count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
@@ -94,6 +103,11 @@ class Objective:
             "num_padding": num_tokens - text_lengths(tokens, self.eot_id).sum(),
         }
         return Terms(loss, shares)
+
+    def in_parts(self, size: int | None) -> "Objective":
+        """The same, with so many samples in memory at a time, the teacher's included."""
+        teacher = replace(self.teacher, micro_batch_size=size) if self.teacher else None
+        return replace(self, micro_batch_size=size, teacher=teacher)
 
     def _pairs(self, batch: Batch) -> Pairs:
         """Of the global batch; made before the model runs, since making it waits for the device."""
@@ -120,11 +134,14 @@ class Objective:
         return torch.stack(losses).mean()
 
     def _of_features(self, image: Tensor, texts: Tensor, outputs: Outputs, pairs: Pairs) -> Tensor:
-        scale = outputs.logit_scale
+        scale, tile_bytes = outputs.logit_scale, self.tile_bytes
         if outputs.logit_bias is not None:
-            return sigmoid_loss(image, texts, scale, outputs.logit_bias, pairs)
+            bias = outputs.logit_bias
+            return sigmoid_loss(image, texts, scale, bias, pairs, tile_bytes=tile_bytes)
         smoothing = self.loss.label_smoothing
-        return info_nce(image, texts, scale, pairs, label_smoothing=smoothing)
+        return info_nce(
+            image, texts, scale, pairs, label_smoothing=smoothing, tile_bytes=tile_bytes
+        )
 
 
 def prefix(features: Float[Tensor, "B D"], dim: int) -> Float[Tensor, "B d"]:

@@ -1,19 +1,12 @@
 """What a run would do and need, without training: `vlm train CONFIG --check`."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from vlm.config.schema import Config
-from vlm.data.batch import Batch
-from vlm.data.tally import Tally
 from vlm.heads.model import VisionLanguageModule
-from vlm.losses.pairs import TILE_BYTES
-from vlm.runtime.device import arithmetic
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
 
@@ -53,9 +46,16 @@ def plan(parts: Parts, ranks: Ranks) -> Iterator[tuple[str, str]]:
     yield "vocabulary", f"{parts.tokenizer.vocab_size:,} ({config.model.text.tokenizer})"
     for name, count in parameters_by_part(step.module):
         yield f"parameters, {name}", f"{count:,}"
-    state, activations = estimate_memory(parts, size // ranks.world_size)
-    yield "memory, weights and optimiser", f"{state / MIB:,.0f} MiB a rank"
-    yield "memory, activations", f"{activations / MIB:,.0f} MiB a rank (estimate)"
+    memory = parts.memory
+    yield "memory, before the first step", f"{memory.start / MIB:,.0f} MiB a rank"
+    yield "memory, gradients and optimiser", f"{memory.state / MIB:,.0f} MiB"
+    yield "memory, batch and logits", f"{(memory.batch + memory.tiles) / MIB:,.0f} MiB"
+    at_a_time = memory.micro_batch_size or memory.rows
+    yield (
+        "memory, activations",
+        f"{memory.activations / MIB:,.0f} MiB, {at_a_time:,} samples at a time",
+    )
+    yield "memory, peak", f"{memory.total / MIB:,.0f} MiB a rank, predicted"
 
 
 def _num_without_caption(parts: Parts) -> int:
@@ -74,52 +74,3 @@ def parameters_by_part(module: VisionLanguageModule) -> Iterator[tuple[str, int]
     for name, part in parts.items():
         yield name, sum(p.numel() for p in part.parameters())
     yield "all", sum(p.numel() for p in module.parameters())
-
-
-def estimate_memory(parts: Parts, rows: int) -> tuple[int, int]:
-    """Bytes of state (weights, gradients, moments, average) and of activations for `rows` samples.
-
-    Activations are measured, not modelled: what autograd keeps for 2 and for 4 samples with full
-    captions gives a line. Tiles of logits are added.
-    """
-    config = parts.config
-    weights = sum(p.nbytes for p in parts.step.module.parameters())
-    copies = 4 + (parts.step.averaged is not None)  # weights, gradients, two moments, the average
-    few, more = (_kept_bytes(parts, n) for n in (2, 4))
-    per_row = (more - few) / 2
-    computed = min(rows, config.train.micro_batch_size or rows)
-    logits = 4 * min(4 * rows * config.train.global_batch_size, TILE_BYTES)  # fp32, and 3 copies
-    return weights * copies, round(few + per_row * (computed - 2)) + logits
-
-
-def _kept_bytes(parts: Parts, rows: int) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of `rows` samples."""
-    step, kept = parts.step, {}
-    parameters = {p.untyped_storage().data_ptr() for p in step.module.parameters()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        arithmetic(step.precision, step.device),
-    ):
-        # alive until counted: freed storage would be counted once for several tensors
-        objective = replace(step.objective, micro_batch_size=None)
-        terms = objective(step.module, _full_batch(parts, rows).to(step.device))
-    total = sum(kept.values())
-    del terms
-    return total
-
-
-def _full_batch(parts: Parts, rows: int) -> Batch:
-    """Blank pictures with captions of the greatest length."""
-    size, length = parts.config.model.image.image_size, parts.tokenizer.context_length
-    tokens = torch.full((rows, length), parts.tokenizer.pad_id)
-    tokens[:, -1] = parts.tokenizer.eot_id
-    ids = torch.arange(rows)
-    images = torch.zeros(rows, 3, size, size, dtype=torch.uint8)
-    return Batch(images, tokens, ids, ids, torch.ones(rows, dtype=torch.bool), Tally())

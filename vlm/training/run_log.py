@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlm.errors import DiskError
 from vlm.runtime.files import read_json_lines, write_atomic
+from vlm.training.accounts import Accounts
 from vlm.training.step import StepResult
 from vlm.training.trackers import Trackers
 
@@ -30,6 +31,7 @@ class RunLog:
         every_steps: Between lines; the first and the last step always have one.
         start_step: Of this process; lines of later steps, from a run that was killed, are dropped.
         trackers: Get every line, too; those that are kept, first.
+        accounts: What a line says of the machine.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RunLog:
         every_steps: int,
         start_step: int = 0,
         trackers: Trackers | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.path = path
         self.num_steps = num_steps
@@ -54,6 +57,7 @@ class RunLog:
         self._unwritten = ""
         self.bar = _bar(num_steps, start_step) if path and sys.stderr.isatty() else None
         self.trackers = trackers
+        self.accounts = accounts
         if trackers is not None:
             trackers.start(kept, self.say)
 
@@ -115,6 +119,7 @@ class RunLog:
         seconds = time.perf_counter() - self.window.started
         steps = done - self.window.first_step
         rate = steps / seconds
+        accounts = self.accounts.line(result.num_tokens, 1 / rate) if self.accounts else {}
         return {
             "step": done,
             "time_s": round(self.elapsed_before + time.perf_counter() - self.started, 3),
@@ -125,6 +130,7 @@ class RunLog:
             "samples_per_s": round(rate * self.global_batch_size, 2),
             "data_wait": round(self.window.data_wait_s / seconds, 4),
             "padding_waste": round(result.padding_waste, 4),
+            **accounts,
             "duplicates": result.num_duplicates,
             **counters,
             "eta_s": round((self.num_steps - done) / rate, 1),
@@ -161,8 +167,8 @@ def _readable(line: dict[str, Any], num_steps: int) -> str:
         f"step {line['step']:>{len(str(num_steps))}}/{num_steps}  {losses}  lr {line['lr']:.2e}  "
         f"grad {line['grad_norm'] or math.nan:.2f}  scale {line['logit_scale'] or math.nan:.1f}  "
         f"{line['samples_per_s']:.0f} samples/s  wait {line['data_wait']:.0%}  "
-        f"pad {line['padding_waste']:.0%}  bad {line['bad_samples']}  "
-        f"skipped {line['skipped_steps']}  eta {_clock(line['eta_s'])}"
+        f"pad {line['padding_waste']:.0%}  mfu {line.get('mfu', math.nan):.0%}  "
+        f"bad {line['bad_samples']}  skipped {line['skipped_steps']}  eta {_clock(line['eta_s'])}"
     )
 
 

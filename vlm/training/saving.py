@@ -15,12 +15,18 @@ from vlm.config.schema import Config
 from vlm.data.order import Order
 from vlm.errors import CheckpointError, ConfigError, DataError, DiskError, Preempted
 from vlm.heads.model import VisionLanguageModule, build_model
+from vlm.optim import Muon
 from vlm.runtime import distributed
 from vlm.runtime.files import remove_leftovers
 from vlm.runtime.sharded import local, part_of, whole
 from vlm.training.run_log import RunLog
 from vlm.training.setup import Parts
 from vlm.training.step import TrainStep
+
+_STATE: dict[type, tuple[str, ...]] = {  # what an optimiser keeps of a parameter
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum_buffer",),
+}
 
 
 class Saver:
@@ -69,10 +75,10 @@ class Saver:
             DiskError: A save has failed for the third time in a row.
         """
         self.last_save = time.monotonic()
+        self._collect()
         groups = {name: _whole(tensors) for name, tensors in _groups(parts.step).items()}
         if distributed.rank() != 0:
             return
-        self._collect()
         run = self.config.run
         self._pending = self._thread.submit(
             checkpoint.save,
@@ -157,8 +163,9 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
         load_weights(step.module, loaded.groups["model"])
         _restore_optimizer(step, loaded.groups["optimizer"])
         if step.averaged is not None:
+            averaged = loaded.groups.get("ema", loaded.groups["model"])  # it may begin only now
             for name, shadow in step.averaged.shadow.items():
-                shadow.copy_(part_of(loaded.groups["ema"][name], shadow))
+                shadow.copy_(part_of(averaged[name], shadow))
             step.averaged.num_updates = loaded.state["ema_updates"]
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -249,7 +256,8 @@ def _restore_optimizer(step: TrainStep, tensors: dict[str, Tensor]) -> None:
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
-        if parameter in owner:  # else it is frozen from here on
+        keys = _STATE.get(type(owner.get(parameter)), ())  # none if it is frozen from here on
+        if key in keys:  # else another optimiser goes on
             like = local(parameter) if key == "step" else parameter
             owner[parameter].state[parameter][key] = part_of(value, like)
 

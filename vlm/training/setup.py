@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,18 +15,23 @@ from vlm.data.loader import training_batches
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
+from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES
 from vlm.optim import AveragedWeights, build_optimizers
 from vlm.runtime import distributed
 from vlm.runtime.device import choose_device, choose_precision
 from vlm.runtime.distributed import Ranks
+from vlm.runtime.peak import peak_flops
 from vlm.runtime.seeding import derive
 from vlm.tokenizer import Tokenizer, build_tokenizer
+from vlm.training.accounts import Accounts
+from vlm.training.flops import count_flops
+from vlm.training.memory import MemoryPlan, plan_memory
 from vlm.training.objective import Objective
 from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
 from vlm.training.teaching import load_teacher
 from vlm.training.trackers import Trackers
-from vlm.training.wrapping import freeze, wrap
+from vlm.training.wrapping import blocks, checkpoint_blocks, freeze, wrap
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Parts:
     num_steps: int
     step: TrainStep
     trackers: Trackers
+    memory: MemoryPlan
+    accounts: Accounts | None
 
     def batches(self, first_step: int, ranks: Ranks) -> Generator[Batch, None, None]:
         """This rank's batches from a step on, without end."""
@@ -102,8 +110,8 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     torch.manual_seed(derive("weights", config.train.seed))
     module = build_model(config.model, tokenizer).to(device)
     num_steps = count_steps(config, len(data.dataset))
-    step = _build_step(config, module, tokenizer, num_steps, device, ranks)
-    return Parts(config, data, tokenizer, num_steps, step, trackers)
+    step, memory, accounts = _build_step(config, module, tokenizer, num_steps, device, ranks)
+    return Parts(config, data, tokenizer, num_steps, step, trackers, memory, accounts)
 
 
 def _build_step(
@@ -113,15 +121,43 @@ def _build_step(
     num_steps: int,
     device: torch.device,
     ranks: Ranks,
-) -> TrainStep:
-    optim, image = config.optim, config.model.image
-    _refuse_batch_norm(module, ranks)
+) -> tuple[TrainStep, MemoryPlan, Accounts | None]:
+    """The step, and what it will take; counted on the bare module, before anything wraps it."""
+    train, optim = config.train, config.optim
+    _refuse_batch_norm(module, config, ranks)
     freeze(module, optim.trainable_groups)
-    model = wrap(module, config.train, device, ranks)  # before whatever holds its parameters
-    precision = choose_precision(config.train.precision, device)
+    precision = choose_precision(train.precision, device)
     module.encoders.image.use_fused_attention(device.type != "cpu" or precision != "bf16")
-    return TrainStep(
-        model=model,
+    objective = _build_objective(config, module, tokenizer, device, ranks)
+    plan = partial(
+        plan_memory,
+        module,
+        objective,
+        rows=train.global_batch_size // ranks.world_size,
+        global_rows=train.global_batch_size,
+        num_logits=4 * (1 + len(config.loss.matryoshka_dims))
+        + 8 * (config.loss.distill is not None),
+        averages=train.ema_decay > 0,
+        shards=ranks.world_size if train.strategy == "fsdp" else 1,
+        precision=precision,
+        context_length=tokenizer.context_length,
+        pad_id=tokenizer.pad_id,
+    )
+    memory, flops = plan(), count_flops(module) if ranks.is_main else None
+    if train.checkpoint_activations:
+        one_block = memory.per_row / max(1, len(list(blocks(module.encoders.image))))
+        checkpoint_blocks(module)
+        memory = plan()  # and what is inside a block, while it is computed again
+        memory = replace(memory, per_row=memory.per_row + one_block)
+    if train.memory_budget_gib is not None:
+        memory = memory.within(train.memory_budget_gib)
+        objective = objective.in_parts(memory.micro_batch_size)
+    accounts = None
+    if flops is not None:
+        peak = peak_flops(device, precision)
+        accounts = Accounts(flops, peak, config, objective, ranks.world_size, device)
+    step = TrainStep(
+        model=wrap(module, train, device, ranks),  # before whatever holds its parameters
         module=module,
         optimizers=build_optimizers(
             module,
@@ -132,35 +168,65 @@ def _build_step(
             eps=optim.eps,
             lr_scale=optim.lr_scale,
         ),
-        averaged=AveragedWeights(module, config.train.ema_decay)
-        if config.train.ema_decay
-        else None,
-        objective=Objective(
-            loss=config.loss,
-            mean=image.mean,
-            std=image.std,
-            eot_id=tokenizer.eot_id,
-            captions=module.captioner is not None,
-            micro_batch_size=config.train.micro_batch_size,
-            teacher=load_teacher(
-                config.loss.distill, tokenizer, device, config.train.micro_batch_size
-            )
-            if config.loss.distill
-            else None,
-        ),
+        averaged=AveragedWeights(module, train.ema_decay) if train.ema_decay else None,
+        objective=objective,
         optim=optim,
         num_steps=num_steps,
         precision=precision,
-        seed=config.train.seed,
+        seed=train.seed,
         device=device,
+    )
+    return step, memory, accounts
+
+
+def _build_objective(
+    config: Config,
+    module: VisionLanguageModule,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    ranks: Ranks,
+) -> Objective:
+    image, size, teacher = config.model.image, config.train.micro_batch_size, None
+    rows = config.train.global_batch_size // ranks.world_size
+    if module.captioner is not None and round(rows * config.loss.caption_fraction) == 0:
+        raise ConfigError(
+            f"loss.caption_fraction ({config.loss.caption_fraction:g}) of a rank's {rows} samples "
+            "is none; raise it, or remove model.captioner"
+        )
+    if config.loss.distill is not None:
+        teacher = load_teacher(config.loss.distill, tokenizer, device, size)
+    return Objective(
+        loss=config.loss,
+        mean=image.mean,
+        std=image.std,
+        eot_id=tokenizer.eot_id,
+        captions=module.captioner is not None,
+        micro_batch_size=size,
+        tile_bytes=TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES,
+        teacher=teacher,
     )
 
 
-def _refuse_batch_norm(module: nn.Module, ranks: Ranks) -> None:
-    """Statistics of one rank's rows would make the result depend on the number of ranks."""
+def _refuse_batch_norm(module: nn.Module, config: Config, ranks: Ranks) -> None:
+    """Its statistics are of the rows that are computed together, and count every pass."""
     norms = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms and ranks.world_size > 1:
+    if not norms:
+        return
+    has_it = f"model.image.name: this backbone has batch norm ({norms[0]})"
+    if ranks.world_size > 1:
         raise ConfigError(
-            f"model.image.name: this backbone has batch norm ({norms[0]}), which would make the "
-            "gradient depend on the number of ranks; train on one rank or use a Vision Transformer"
+            f"{has_it}, which would make the gradient depend on the number of ranks; train on one "
+            "rank or use a Vision Transformer"
         )
+    train = config.train
+    again = {
+        "train.micro_batch_size": train.micro_batch_size is not None,
+        "train.memory_budget_gib": train.memory_budget_gib is not None,
+        "train.checkpoint_activations": train.checkpoint_activations,
+    }
+    for key, is_set in again.items():
+        if is_set:
+            raise ConfigError(
+                f"{has_it}, which would see a sample twice; remove {key}, or use a "
+                "Vision Transformer"
+            )

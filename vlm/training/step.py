@@ -29,7 +29,8 @@ class StepResult:
         logit_scale: After it.
         num_valid: Samples that counted.
         num_duplicates: Matches beyond each sample's own.
-        padding_waste: Share of text positions that were padding after trimming.
+        num_tokens: Positions of texts, after trimming.
+        padding_waste: Share of them that were padding.
         bad: Samples that could not be used, by reason.
         stop: Some rank was asked to stop: all do, after this step.
     """
@@ -41,6 +42,7 @@ class StepResult:
     logit_scale: float
     num_valid: int
     num_duplicates: int
+    num_tokens: int
     padding_waste: float
     bad: Tally[Place]
     stop: bool = False
@@ -105,6 +107,7 @@ class TrainStep:
             logit_scale=float(whole(self.module.encoders.scale().detach())),
             num_valid=int(values["num_valid"]),
             num_duplicates=int(values["num_duplicates"]),
+            num_tokens=int(values["num_tokens"]),
             padding_waste=values["num_padding"] / values["num_tokens"],
             bad=_gather(batch.bad) if values["num_bad"] else Tally(),
             stop=values["num_stopping"] > 0,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from vlm.config.schema import TrainConfig
 from vlm.data.batch import Batch
 from vlm.data.workers import prefetch_factor
 from vlm.runtime.device import synchronize
@@ -122,7 +121,7 @@ def measure(parts: Parts, ranks: Ranks, trace: Path | None) -> Profile:
             steps.append(_marked_step(parts, batches, Marks(step.device)))
         operators = _trace(parts, batches, trace)
     median = sorted(steps, key=lambda each: each.total)[NUM_MEASURED // 2]
-    needed = _needed(median, flops, parts.config.train, ranks)
+    needed = _needed(median, flops, parts, ranks)
     return Profile(
         rows=list(_rows(median, needed)),
         step_s=[each.total for each in steps],
@@ -136,13 +135,15 @@ def measure(parts: Parts, ranks: Ranks, trace: Path | None) -> Profile:
     )
 
 
-def _needed(step: _Step, flops: ModelFlops, train: TrainConfig, ranks: Ranks) -> StepFlops:
+def _needed(step: _Step, flops: ModelFlops, parts: Parts, ranks: Ranks) -> StepFlops:
+    train, objective = parts.config.train, parts.step.objective
     return flops.step(
         train.global_batch_size // ranks.world_size,
         step.text_length,
         captioned_rows=step.captioned_rows,
         global_rows=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size,
+        micro_batch_size=objective.micro_batch_size,
+        tile_bytes=objective.tile_bytes,
     )
 
 

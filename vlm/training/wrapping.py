@@ -49,19 +49,22 @@ def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) ->
                 norm.eval()
 
 
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Let blocks keep their inputs alone, and compute what is inside again in the backward pass."""
+    for block in blocks(module):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
 def wrap(
     module: VisionLanguageModule, train: TrainConfig, device: torch.device, ranks: Ranks
 ) -> nn.Module:
     """The module as the step calls it; blocks are changed in place.
 
-    Checkpointing is inside of compilation, and both are inside of FSDP2, so that recomputation
-    finds gathered weights.
+    Checkpointing, done before, is inside of compilation, and both are inside of FSDP2, so that
+    recomputation finds gathered weights.
     """
-    compiles = train.compile == "always" or (train.compile == "auto" and device.type == "cuda")
-    for block in blocks(module):
-        if train.checkpoint_activations:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if compiles:
+    if train.compile == "always" or (train.compile == "auto" and device.type == "cuda"):
+        for block in blocks(module):
             block.compile()
     if ranks.world_size == 1:
         return module
@@ -84,8 +87,8 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _shard(module: VisionLanguageModule, device: torch.device, ranks: Ranks) -> nn.Module:
     """FSDP2 (PyTorch's `fully_shard`), a block at a time.
 
-    Weights are gathered in fp32: a temperature in bf16 would be off by up to 0.4%, and FSDP2 wants
-    one policy for all. Autocast chooses the arithmetic, as under DDP.
+    Weights are gathered in fp32 and autocast chooses the arithmetic, so that a step computes what
+    it computes under DDP.
     """
     mesh = init_device_mesh(device.type, (ranks.world_size,))
     policy = MixedPrecisionPolicy()
