@@ -53,6 +53,7 @@ def write_log(path, num_steps=3):
             logit_scale=14.3,
             num_valid=8,
             num_duplicates=0,
+            num_tokens=99,
             padding_waste=0.25,
             bad=Tally(),
         )

@@ -8,7 +8,7 @@ from vlm.errors import BadSampleQuotaError, NonFiniteError
 from vlm.training.guards import BadSampleGuard, Guards, NonFiniteGuard
 from vlm.training.step import StepResult
 
-FINE = StepResult({"loss": 1.0}, 1.0, False, 1e-3, 14.0, 8, 0, 0.1, Tally())
+FINE = StepResult({"loss": 1.0}, 1.0, False, 1e-3, 14.0, 8, 0, 99, 0.1, Tally())
 SKIPPED = replace(FINE, skipped=True)
 PLACE = Place("s-0.tar", "a", 512)
 
