@@ -160,7 +160,15 @@ ENGINE = [
     ),
 ]
 TILED, STEP, E2E = "benchmarks/tiled_loss.py", "benchmarks/train_step.py", "benchmarks/train_e2e.py"
-CACHING = "benchmarks/caching.py"
+CACHING, GPU = "benchmarks/caching.py", "benchmarks/gpu.py"
+
+
+def of_gpu(result: dict[str, Any], side: str, model: str, key: str) -> float:
+    """The best over batch sizes, with captions of 8 to 24 tokens."""
+    steps = [step for step in result["steps"] if "full captions" not in step["what"]]
+    return max(step[key] for step in steps if step["what"].startswith(f"{side}, {model},"))
+
+
 LOSSES = [
     Row(
         "tiled InfoNCE, 16,384 pairs: MiB beyond gradients",
@@ -189,6 +197,13 @@ LOSSES = [
         for model in ("ViT-B-32", "ViT-B-16", "ViT-S-16")
         for precision in ("fp32", "bf16")
     ),
+    Row(
+        "first losses from equal weights, fp32, differ by",
+        STEP,
+        "train_step",
+        lambda r: max(cells["fp32"]["first_loss_difference"] for cells in r["cells"].values()),
+        at_most=1e-4,
+    ),
     *(
         Row(
             f"step / floor, ViT-B-32, {precision}",
@@ -208,6 +223,26 @@ LOSSES = [
     ),
     Row("... ViT-Ti/16, 112 px", E2E, "train_e2e", lambda r: r["ratio"]["ViT-Ti-16"], 2.0),
     Row("4,096 by caching / uncached", CACHING, "caching", lambda r: r["ratio"], 0.68),
+    *(
+        Row(
+            f"GPU: {model}, MFU",
+            GPU,
+            "gpu",
+            lambda r, model=model: of_gpu(r, "vlm", model, "mfu"),
+            at_least,
+        )
+        for model, at_least in (("ViT-B-16", 0.4), ("ViT-L-14", 0.5))
+    ),
+    Row(
+        "GPU: ViT-B-16, vlm / open_clip",
+        GPU,
+        "gpu",
+        lambda r: (
+            of_gpu(r, "vlm", "ViT-B-16", "samples_per_s")
+            / of_gpu(r, "open_clip", "ViT-B-16", "samples_per_s")
+        ),
+        1.5,
+    ),
 ]
 
 
