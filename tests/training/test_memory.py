@@ -99,7 +99,7 @@ def test_the_log_has_the_accounts_and_the_folder_the_prediction(start, metrics, 
         assert line["recomputed"] == pytest.approx(0.25, abs=0.02)  # one forward pass of four
         assert line["peak_memory_gib"] > 0.1
     predicted = json.loads((tmp_path / "command.json").read_text())["predicted_memory_gib"]
-    assert predicted == pytest.approx(line["peak_memory_gib"], rel=0.3)
+    assert predicted == pytest.approx(line["peak_memory_gib"], rel=0.4)
 
 
 def test_memory_grows_by_the_line(config):

@@ -1,6 +1,5 @@
 """What a run makes of its machine: FLOPs needed of those possible, recomputation, peak memory."""
 
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +69,26 @@ def current_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return peak_memory_bytes(device)
-    return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return _resident_bytes("VmRSS")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that tensors took on a GPU, or this process on the CPU, so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _resident_bytes("VmHWM")
+
+
+def _resident_bytes(field: str) -> int:
+    """A line of Linux's /proc/self/status; elsewhere the peak.
+
+    Not `ru_maxrss` on Linux: a process is born with that of its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
