@@ -85,8 +85,8 @@ ROWS = [
         lambda r: r["ratio"]["val_concept"],
         1.0,
     ),
-    Row(  # 360 when it was the quickstart's alone; the data engine's part may add 300
-        "make test, fresh clone: s", HOUSE, "house", lambda r: r["test_s"], at_most=660
+    Row(  # the quickstart's part may take 360, the data engine's 300, the training engine's 240
+        "make test, fresh clone: s", HOUSE, "house", lambda r: r["test_s"], at_most=900
     ),
     Row("make check: s", HOUSE, "house", lambda r: r["check_s"], at_most=60),
     Row("vlm --help: s", HOUSE, "house", lambda r: r["help_s"], at_most=0.3),
