@@ -132,7 +132,7 @@ def chunked(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
 
 def memeff() -> Callable[..., tuple[Tensor, ...]]:
     """The Triton kernels of the package `memeff` 0.3; their temperature is no parameter."""
-    from memeff import MemoryEfficientCLIPLoss  # type: ignore[import-not-found]
+    from memeff import MemoryEfficientCLIPLoss  # type: ignore[import-not-found]  # CUDA only
 
     loss_of = MemoryEfficientCLIPLoss(temperature=1 / 20)
 

@@ -47,6 +47,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int, int]] = {  # config, changes, 
     "ViT-B-32": ("clip_vit_b32", {}, 32, 16),
     "ViT-Ti-16": ("clip_vit_b16", OURS_TINY, 64, 30),
 }
+# open_clip's entry point behind the torchvision guard, with a model that it doesn't name
 THEIRS = """\
 import json, sys
 from vlm.runtime import torchvision_guard

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Large tensors on the CPU in huge pages, for which torch looks with its first tensor. Without, page
-# faults took 0.36 s of a 3.4 s step of ViT-B/32, now 0.09 (benchmarks/train_step.py has the step).
+# Large tensors on the CPU in huge pages, for which torch looks with its first tensor: a step asks
+# for gigabytes anew, and small pages come one fault each.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [

@@ -24,6 +24,16 @@ def same(ours, theirs):
             assert one[term] == pytest.approx(two[term], rel=1e-5, abs=1e-5), one["step"]
 
 
+def cases(words_by_name):
+    """A test for each; to compile blocks needs a compiler."""
+    compiler = pytest.mark.system("g++")
+    params = [
+        pytest.param(words, id=name, marks=[compiler] if "train.compile=always" in words else [])
+        for name, words in words_by_name.items()
+    ]
+    return pytest.mark.parametrize("words", params)
+
+
 @pytest.fixture(scope="module")
 def plain(start, metrics, tmp_path_factory):
     """One rank, nothing wrapped."""
@@ -44,13 +54,7 @@ ONE_RANK = {
 }
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(words, id=name, marks=[pytest.mark.system("g++")] if "comp" in name else [])
-        for name, words in ONE_RANK.items()
-    ],
-)
+@cases(ONE_RANK)
 def test_one_rank_has_the_same_losses(start, metrics, plain, tmp_path, words):
     finish(start(*COMMON, *words, f"run.dir={tmp_path}"))
     same(metrics(tmp_path), plain[1])
@@ -75,13 +79,7 @@ TWO_RANKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(words, id=name, marks=[pytest.mark.system("g++")] if "comp" in name else [])
-        for name, words in TWO_RANKS.items()
-    ],
-)
+@cases(TWO_RANKS)
 def test_two_ranks_have_the_same_losses_and_weights(start, metrics, plain, tmp_path, words):
     finish(start(*COMMON, *words, f"run.dir={tmp_path}", launcher=(*TORCHRUN, "-m", "vlm")))
     same(metrics(tmp_path), plain[1])

@@ -75,8 +75,8 @@ class ConvStem(nn.Module):
 class PatchProjection(nn.Module):
     """A convolution whose stride is its kernel, as the matrix product that it is.
 
-    Its weights keep their names and shapes. oneDNN's backward pass of the bf16 convolution would
-    take a fifth of a training step of ViT-B/32 (benchmarks/quickstart_parts.py has the parts).
+    Its weights keep their names and shapes. oneDNN's backward pass of the bf16 convolution is slow
+    (benchmarks/quickstart_parts.py, "patches").
 
     Args:
         convolution: What it computes; its parameters are taken over.

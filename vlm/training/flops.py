@@ -221,7 +221,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
     """Adds up what runs. Below autograd, yet tensors still tell whether they have a gradient."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.flops = Flops()
 
     def __torch_dispatch__(

@@ -129,7 +129,7 @@ class Marks:
     def _open(self) -> None:
         if self.tracing:
             self._range = record_function(self.part)
-            self._range.__enter__()  # type: ignore[no-untyped-call]
+            self._range.__enter__()  # type: ignore[no-untyped-call]  # torch's own
 
     def _close(self) -> None:
         if self._range is not None:

@@ -18,7 +18,7 @@ from vlm.heads.model import VisionLanguageModule, build_model
 from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES
 from vlm.optim import AveragedWeights, build_optimizers
 from vlm.runtime import distributed
-from vlm.runtime.device import choose_device, choose_precision
+from vlm.runtime.device import Precision, choose_device, choose_precision
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.peak import peak_flops
 from vlm.runtime.seeding import derive
@@ -128,27 +128,9 @@ def _build_step(
     freeze(module, optim.trainable_groups)
     precision = choose_precision(train.precision, device)
     module.encoders.image.use_fused_attention(device.type != "cpu" or precision != "bf16")
+    flops = count_flops(module) if ranks.is_main else None
     objective = _build_objective(config, module, tokenizer, device, ranks)
-    plan = partial(
-        plan_memory,
-        module,
-        objective,
-        rows=train.global_batch_size // ranks.world_size,
-        global_rows=train.global_batch_size,
-        num_logits=4 * (1 + len(config.loss.matryoshka_dims))
-        + 8 * (config.loss.distill is not None),
-        averages=train.ema_decay > 0,
-        shards=ranks.world_size if train.strategy == "fsdp" else 1,
-        precision=precision,
-        context_length=tokenizer.context_length,
-        pad_id=tokenizer.pad_id,
-    )
-    memory, flops = plan(), count_flops(module) if ranks.is_main else None
-    if train.checkpoint_activations:
-        one_block = memory.per_row / max(1, len(list(blocks(module.encoders.image))))
-        checkpoint_blocks(module)
-        memory = plan()  # and what is inside a block, while it is computed again
-        memory = replace(memory, per_row=memory.per_row + one_block)
+    memory = _plan_memory(config, module, objective, tokenizer, precision, ranks)
     if train.memory_budget_gib is not None:
         memory = memory.within(train.memory_budget_gib)
         objective = objective.in_parts(memory.micro_batch_size)
@@ -177,6 +159,39 @@ def _build_step(
         device=device,
     )
     return step, memory, accounts
+
+
+def _plan_memory(
+    config: Config,
+    module: VisionLanguageModule,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    precision: Precision,
+    ranks: Ranks,
+) -> MemoryPlan:
+    """The rank's memory; from here on blocks are checkpointed, if they are to be."""
+    train, loss = config.train, config.loss
+    plan = partial(
+        plan_memory,
+        module,
+        objective,
+        rows=train.global_batch_size // ranks.world_size,
+        global_rows=train.global_batch_size,
+        num_logits=4 * (1 + len(loss.matryoshka_dims)) + 8 * (loss.distill is not None),
+        averages=train.ema_decay > 0,
+        shards=ranks.world_size if train.strategy == "fsdp" else 1,
+        precision=precision,
+        context_length=tokenizer.context_length,
+        pad_id=tokenizer.pad_id,
+    )
+    memory = plan()
+    if not train.checkpoint_activations:
+        return memory
+    one_block = memory.per_row / max(1, len(list(blocks(module.encoders.image))))
+    checkpoint_blocks(module)
+    memory = plan()
+    # what is inside a block is there while it is computed again
+    return replace(memory, per_row=memory.per_row + one_block)
 
 
 def _build_objective(
