@@ -99,7 +99,6 @@ def settings(seed: int, lr: float, num_steps: int, precision: str) -> Config:
         "configs/emoji.yaml",
         [
             "model.captioner=null",
-            "loss.caption_fraction=1.0",
             "optim.lr_scale={}",
             f"optim.lr={lr}",
             f"train.seed={seed}",

@@ -12,7 +12,7 @@ from vlm.training.setup import build_parts
 
 @pytest.fixture(scope="module")
 def parts(config):
-    changes = {"loss.caption_fraction": 0.4, "train.global_batch_size": 24}
+    changes = {"loss.caption_every": 7, "train.global_batch_size": 24}
     return build_parts(load_config(config, changes), Ranks())
 
 

@@ -46,30 +46,32 @@ def test_a_sample_costs_what_is_published(name, image, text, tokenizer):
     assert flops.text.needed == pytest.approx(3 * text * 1e9, rel=0.02)
 
 
-def counted_by_pytorch(model, *, rows, length, captioned, precision="fp32"):
-    """All products of a forward and a backward pass on the CPU, but for the loss's."""
+def counted_by_pytorch(model, *, rows, length, every, precision="fp32"):
+    """All products of forward and backward, captions of every n-th picture; not the loss."""
     images = torch.randint(0, 256, (rows, 3, 16, 16), dtype=torch.uint8)
     tokens = torch.randint(3, 250, (rows, length))  # no end before the last
     tokens[:, -1] = model.encoders.text.eot_id
-    valid = torch.ones(captioned, dtype=torch.bool)
-    captions = Captions(*caption_targets(tokens[:captioned], int(tokens[0, -1]), valid))
+    captions = None
+    if every:
+        learned, valid = tokens[::every], torch.ones(rows, dtype=torch.bool)[::every]
+        captions = Captions(0, every, *caption_targets(learned, int(tokens[0, -1]), valid))
     prepare = partial(normalize, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     # the CPU's fused kernel is not in PyTorch's list of what costs FLOPs
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         with arithmetic(precision, torch.device("cpu")):
-            outputs = model(images, tokens, captions if captioned else None, prepare=prepare)
+            outputs = model(images, tokens, captions, prepare=prepare)
         total = outputs.image.sum() + outputs.text.sum()
-        (total + outputs.caption_loss if captioned else total).backward()
+        (total + outputs.caption_loss if captions else total).backward()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
-    ("precision", "rows", "length", "captioned"),
-    [("fp32", 5, 12, 5), ("fp32", 1, 2, 0), ("bf16", 3, 7, 2)],
+    ("precision", "rows", "length", "every", "captioned"),
+    [("fp32", 5, 12, 1, 5), ("fp32", 1, 2, 0, 0), ("bf16", 3, 7, 2, 2)],
 )
-def test_the_arithmetic_is_what_pytorch_counts(model, precision, rows, length, captioned):
+def test_the_arithmetic_is_what_pytorch_counts(model, precision, rows, length, every, captioned):
     model.encoders.image.use_fused_attention(precision == "fp32")
-    sizes = {"rows": rows, "length": length, "captioned": captioned}
+    sizes = {"rows": rows, "length": length, "every": every}
     flops = count_flops(model).step(rows, length, captioned_rows=captioned)
     found = counted_by_pytorch(model, **sizes, precision=precision)
     assert flops.needed - flops.loss.needed == found
@@ -78,10 +80,8 @@ def test_the_arithmetic_is_what_pytorch_counts(model, precision, rows, length, c
 @pytest.mark.parametrize("part", ["encoders.image.trunk", "encoders.text"])
 def test_what_is_frozen_costs_what_pytorch_counts(model, part):
     freeze(model.get_submodule(part))
-    flops = count_flops(model).step(4, 9, captioned_rows=3)
-    assert flops.needed - flops.loss.needed == counted_by_pytorch(
-        model, rows=4, length=9, captioned=3
-    )
+    flops = count_flops(model).step(4, 9, captioned_rows=2)
+    assert flops.needed - flops.loss.needed == counted_by_pytorch(model, rows=4, length=9, every=2)
 
 
 def test_a_frozen_tower_costs_a_third(model):

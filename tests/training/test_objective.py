@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.config.load import load_config
 from vlm.errors import ConfigError
 from vlm.inference import VisionLanguageModel
 from vlm.losses.contrastive import info_nce
+from vlm.models.text_encoder import trim
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import build_parts
 from vlm.training.wrapping import freeze
@@ -75,6 +78,22 @@ def test_what_a_teacher_says_does_not_depend_on_micro_batches(config, teacher):
     assert float(a["loss/distill"]) == pytest.approx(float(b["loss/distill"]), rel=1e-6)
 
 
+def counted(parts, batch):
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        parts.step.objective(parts.step.module, batch).loss.backward()
+    return counter.get_total_flops()
+
+
+def test_what_a_teacher_and_prefixes_cost_is_what_pytorch_counts(config, teacher):
+    plain, batch = build(config)
+    more = {"loss.distill": str(teacher), "loss.matryoshka_dims": [4, 8]}
+    parts, _ = build(config, **more)
+    rows, length = batch.tokens.shape[0], trim(batch.tokens, parts.tokenizer.eot_id).shape[1]
+    ours = [p.accounts.flops.step(rows, length).needed for p in (parts, plain)]
+    theirs = [counted(p, batch) for p in (parts, plain)]
+    assert ours[0] - ours[1] == pytest.approx(theirs[0] - theirs[1], rel=0.003)  # one tile again
+
+
 def test_a_teacher_with_another_vocabulary_is_refused(config, teacher):
     with pytest.raises(ConfigError, match=r"another vocabulary; set model.text.tokenizer"):
         build(config, **{"loss.distill": str(teacher), "model.text.tokenizer": "bpe:300"})
@@ -104,3 +123,26 @@ def test_groups_are_counted_from_the_projection(config, groups, first):
 def test_a_part_that_is_not_there_is_refused(config):
     with pytest.raises(ConfigError, match=r"no encoders.audio; its parts are encoders.image, enc"):
         build(config, **{"optim.trainable_groups": {"encoders.audio": 1}})
+
+
+def test_more_groups_than_there_are_are_refused(config):
+    with pytest.raises(ConfigError, match=r"encoders.text has 3 layer groups, not 4"):
+        build(config, **{"optim.trainable_groups": {"encoders.text": 4}})
+
+
+@pytest.fixture
+def convnext(config, tmp_path):
+    """The config with a backbone whose `head.norm` serves a classifier that is not there."""
+    lines = [line for line in config.read_text().splitlines() if "kwargs" not in line]
+    path = tmp_path / "convnext.yaml"
+    path.write_text("\n".join(lines).replace("vit_tiny_patch16_224", "test_convnext"))
+    return path
+
+
+def test_what_features_do_not_need_does_not_learn(convnext):
+    parts, batch = build(convnext, **{"model.image.image_size": 32})
+    still = {n for n, p in parts.step.module.named_parameters() if not p.requires_grad}
+    assert still == {f"encoders.image.trunk.head.norm.{kind}" for kind in ("weight", "bias")}
+    parts.step.objective(parts.step.module, batch).loss.backward()
+    learning = [p for p in parts.step.module.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learning)

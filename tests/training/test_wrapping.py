@@ -8,7 +8,12 @@ import torch
 from vlm.checkpoint import load_newest
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-COMMON = ("train.steps=8", "optim.name=adamw", "optim.warmup_steps=2")
+COMMON = (
+    "train.steps=8",
+    "optim.name=adamw",
+    "optim.warmup_steps=2",
+    "loss.caption_every=5",  # so that some micro-batches have no caption
+)
 
 
 def finish(process):

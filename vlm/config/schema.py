@@ -147,9 +147,7 @@ class LossConfig:
     distill: str | None = None  # a teacher's run or model folder: its similarities are learned too
     distill_weight: Annotated[float, Field(ge=0)] = 1.0
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
-    caption_fraction: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # share of a batch that is captioned
-    )
+    caption_every: Count = 1  # n: every n-th pair of a global batch is captioned
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,5 +1,6 @@
 """The whole trainable model: encoders and captioning head in one module, built from settings."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,18 @@ _Part = tuple[Tensor, Tensor, Tensor]  # features of images and texts, summed ca
 
 
 class Captions(NamedTuple):
-    """What is captioned: the texts of the first b pictures, as `caption_targets` splits them."""
+    """What is captioned: every n-th picture, and its text as `caption_targets` splits it.
 
+    Attributes:
+        first: Row of the first of them.
+        every: n.
+        inputs: Of the decoder.
+        targets: The tokens that follow.
+        mask: Which of them count.
+    """
+
+    first: int
+    every: int
     inputs: Int[Tensor, "b T"]
     targets: Int[Tensor, "b T"]
     mask: Bool[Tensor, "b T"]
@@ -68,7 +79,7 @@ class VisionLanguageModule(nn.Module):
         micro_batch_size: int | None = None,
         tile_bytes: int = TILE_BYTES,
     ) -> Outputs:
-        """Encode a batch, and caption its first pictures.
+        """Encode a batch, and caption pictures of it.
 
         With `micro_batch_size`, that many samples at a time, of which only the features are kept;
         the backward pass computes each micro-batch again, with the same random numbers (gradient
@@ -95,7 +106,7 @@ class VisionLanguageModule(nn.Module):
                 images[rows],
                 tokens[rows],
                 None if visits is None else visits[rows],
-                captions and _rows(captions, rows),
+                captions and _of_rows(captions, rows),
                 tile_bytes,
             )
             for rows in slices
@@ -121,18 +132,21 @@ class VisionLanguageModule(nn.Module):
         features: Features = self.encoders(prepare(images), tokens, visits)
         if captions is None or self.captioner is None:
             return features.image, features.text, features.image.new_zeros(())
-        num, vocabulary = len(captions.inputs), self.captioner.token_embedding.weight
-        hidden = self.captioner(features.image_tokens[:num], captions.inputs)
+        vocabulary = self.captioner.token_embedding.weight
+        image_tokens = features.image_tokens[captions.first :: captions.every]
+        hidden = self.captioner(image_tokens, captions.inputs)
         loss = caption_loss(
             hidden, vocabulary, captions.targets, captions.mask, tile_bytes=tile_bytes
         )
         return features.image, features.text, loss
 
 
-def _rows(captions: Captions, rows: slice) -> Captions | None:
-    """Those of a micro-batch; None where it has none."""
-    part = Captions(*(each[rows] for each in captions))
-    return part if len(part.inputs) else None
+def _of_rows(captions: Captions, rows: slice) -> Captions:
+    """Those of a micro-batch. Where it has none, the captioner still runs: all ranks must."""
+    first, every, *tensors = captions
+    start, stop = (math.ceil((row - first) / every) for row in (rows.start, rows.stop))
+    start = max(0, start)
+    return Captions(first + start * every - rows.start, every, *(t[start:stop] for t in tensors))
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModule:

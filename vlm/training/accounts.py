@@ -49,7 +49,7 @@ class Accounts:
         step = self.flops.step(
             rows,
             num_tokens / train.global_batch_size,
-            captioned_rows=round(rows * loss.caption_fraction) if has_captioner else 0,
+            captioned_rows=rows / loss.caption_every if has_captioner else 0,
             global_rows=train.global_batch_size,
             micro_batch_size=self.objective.micro_batch_size,
             tile_bytes=self.objective.tile_bytes,

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm.heads.model import VisionLanguageModule
 from vlm.losses.pairs import TILE_BYTES
+from vlm.models.dual_encoder import DualEncoder
+from vlm.training.objective import Objective
 
 Number = int | float
 
@@ -62,7 +64,7 @@ class StepFlops:
         image: Of the image encoder.
         text: Of the text encoder.
         captioner: Of the captioning head.
-        loss: Of the similarities.
+        loss: Of the similarities, and of the teacher they learn from.
         recomputed: What is computed a second time to save memory: not needed, and not in `needed`.
     """
 
@@ -101,7 +103,9 @@ class ModelFlops:
         image: Of the image encoder; it has no length.
         text: Of the text encoder.
         captioner: Of the captioning head.
-        product: Of one image's similarity with one text.
+        product: Of one image's similarity with one text, in all its forms.
+        teacher_image: Of the teacher's image encoder.
+        teacher_text: Of its text encoder.
         keeps_tiles: The loss computes no tile twice.
     """
 
@@ -109,6 +113,8 @@ class ModelFlops:
     text: PartFlops
     captioner: PartFlops
     product: Flops
+    teacher_image: PartFlops
+    teacher_text: PartFlops
     keeps_tiles: bool
 
     def step(
@@ -116,7 +122,7 @@ class ModelFlops:
         rows: int,
         text_length: Number,
         *,
-        captioned_rows: int = 0,
+        captioned_rows: Number = 0,
         global_rows: int | None = None,
         micro_batch_size: int | None = None,
         tile_bytes: int = TILE_BYTES,
@@ -135,35 +141,32 @@ class ModelFlops:
         columns = global_rows or rows
         image, text = self.image(rows), self.text(rows, text_length)
         captioner = self.captioner(captioned_rows, text_length - 1) if captioned_rows else Flops()
-        loss = self.product * (rows * columns)
+        similarities = self.product * (rows * columns)
+        loss = similarities + self.teacher_image(rows) + self.teacher_text(rows, text_length)
         recomputed = 0.0
         if micro_batch_size is not None and micro_batch_size < rows:
             recomputed += image.forward + text.forward + captioner.forward
         if not self.keeps_tiles and 4 * rows * columns > tile_bytes:  # bytes of fp32 logits
-            recomputed += loss.forward
+            recomputed += similarities.forward
         return StepFlops(image, text, captioner, loss, recomputed)
 
 
-def count_flops(module: VisionLanguageModule) -> ModelFlops:
+def count_flops(module: VisionLanguageModule, objective: Objective | None = None) -> ModelFlops:
     """Count a model as it is: in its mode, with the parameters that now have gradients.
 
     Runs each part a few times on the meta device: shapes without numbers, in a second or two.
     Attention there is two plain products, so which kernel a device prefers makes no difference.
+
+    Args:
+        module: The model.
+        objective: Whose prefixes and teacher count; None for neither.
     """
     encoders, head = module.encoders, module.captioner
-    size = encoders.image.image_size
-    seen: dict[int, Tensor] = {}  # image tokens, by number of samples
-
-    def image(rows: int) -> None:
-        pixels = torch.empty(rows, 3, size, size, device="meta")
-        _, seen[rows] = _on_meta(encoders.image, pixels)
-
-    def text(length: int) -> None:
-        _on_meta(encoders.text, torch.zeros(2, length, dtype=torch.long, device="meta"))
+    image_tokens = _image_tokens(encoders, 2)
 
     def captioner(length: int) -> None:
         tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
-        hidden = _on_meta(head, seen[2], tokens)
+        hidden = _on_meta(head, image_tokens, tokens)
         weight = head.token_embedding.weight if head else tokens
         vocabulary = torch.empty_like(weight, device="meta", requires_grad=weight.requires_grad)
         torch.mm(hidden.flatten(0, 1), vocabulary.T)  # as the loss does, tile by tile
@@ -171,17 +174,41 @@ def count_flops(module: VisionLanguageModule) -> ModelFlops:
     has_gradient = [
         any(p.requires_grad for p in part.parameters()) for part in (encoders.image, encoders.text)
     ]
-    one = 2.0 * encoders.image.projection.out_features
+    teacher = objective.teacher.model.model.encoders if objective and objective.teacher else None
+    dim = encoders.image.projection.out_features
+    forms = {*objective.loss.matryoshka_dims, dim} if objective else {dim}
+    one = 2.0 * (sum(forms) + (dim if teacher else 0))
+    product = Flops(one, one * (1 + sum(has_gradient)))
+    if teacher:
+        theirs = 2.0 * teacher.image.projection.out_features
+        product += Flops(theirs, theirs)
     return ModelFlops(
-        image=_affine(image),
-        text=_by_length(text),
+        image=_of_images(encoders),
+        text=_of_texts(encoders),
         captioner=PartFlops() if head is None else _by_length(captioner),
-        product=Flops(one, one * (1 + sum(has_gradient))),
+        product=product,
+        teacher_image=_of_images(teacher) if teacher else PartFlops(),
+        teacher_text=_of_texts(teacher) if teacher else PartFlops(),
         keeps_tiles=encoders.logit_bias is not None,
     )
 
 
-def _affine(run: Callable[[int], None]) -> PartFlops:
+def _image_tokens(encoders: DualEncoder, rows: int) -> Tensor:
+    size = encoders.image.image_size
+    tokens: Tensor = _on_meta(encoders.image, torch.empty(rows, 3, size, size, device="meta"))[1]
+    return tokens
+
+
+def _of_images(encoders: DualEncoder) -> PartFlops:
+    return _affine(lambda rows: _image_tokens(encoders, rows))
+
+
+def _of_texts(encoders: DualEncoder) -> PartFlops:
+    tokens = torch.zeros(2, encoders.text.context_length, dtype=torch.long, device="meta")
+    return _by_length(lambda length: _on_meta(encoders.text, tokens[:, :length]))
+
+
+def _affine(run: Callable[[int], object]) -> PartFlops:
     """What runs on a number of samples; 2 at least, for batch norm's sake.
 
     Some backbones multiply parameters with each other, once for the whole batch (Swin v2's biases).
@@ -191,7 +218,7 @@ def _affine(run: Callable[[int], None]) -> PartFlops:
     return PartFlops(row=row, fixed=two + row * -2)
 
 
-def _by_length(run: Callable[[int], None]) -> PartFlops:
+def _by_length(run: Callable[[int], object]) -> PartFlops:
     """What runs on 2 samples of a length: a polynomial of degree 2, through three points."""
     one, two, three = (_count(run, length) * 0.5 for length in (1, 2, 3))
     quadratic = (one + two * -2 + three) * 0.5
@@ -199,7 +226,7 @@ def _by_length(run: Callable[[int], None]) -> PartFlops:
     return PartFlops(one + (linear + quadratic) * -1, linear, quadratic)
 
 
-def _count(run: Callable[[int], None], size: int) -> Flops:
+def _count(run: Callable[[int], object], size: int) -> Flops:
     counter = _Counter()
     with sdpa_kernel(SDPBackend.MATH), counter:
         run(size)
@@ -209,12 +236,16 @@ def _count(run: Callable[[int], None], size: int) -> Flops:
 def _on_meta(part: nn.Module | None, *inputs: Tensor) -> Any:
     """The part's output with weights that have a shape and no memory."""
     assert part is not None
+    return functional_call(part, weights_on_meta(part), inputs)
+
+
+def weights_on_meta(part: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the meta device; what has a gradient has one there."""
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
-    weights = {
+    return {
         name: torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
         for name, tensor in tensors.items()
     }
-    return functional_call(part, weights, inputs)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

@@ -1,10 +1,16 @@
 """Memory as a plan: what a rank will need at its peak, and the micro-batch that fits a budget."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from vlm.data.batch import Batch
 from vlm.data.tally import Tally
@@ -87,8 +93,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Predict a rank's peak.
 
-    Activations are measured, not modelled: what autograd keeps for 2 and for 4 samples with
-    captions of the greatest length gives a line.
+    Activations are measured, not modelled: the forward pass's peak for 2 and for 4 samples with
+    captions of the greatest length gives a line. It is mostly what autograd keeps; where a tower is
+    frozen, what passes through it.
 
     Args:
         module: Bare, with checkpointed blocks if they are to be.
@@ -105,9 +112,10 @@ def plan_memory(
     device = module.encoders.logit_scale.device
     start = current_memory_bytes(device)
     whole = replace(objective, micro_batch_size=None)
+    every = objective.loss.caption_every
     few, more = (
-        _kept_bytes(module, whole, _full_batch(module, whole, n, context_length, pad_id), precision)
-        for n in (2, 4)
+        _peak_bytes(module, whole, _full_batch(module, whole, n, context_length, pad_id), precision)
+        for n in (2 * every, 4 * every)
     )
     size, dim = module.encoders.image.image_size, module.encoders.text.projection.out_features
     # the largest of all ranks, for all must choose the same micro-batch
@@ -124,37 +132,63 @@ def plan_memory(
         state=(3 * learns + averages * weights) // shards,  # gradients, two moments, the average
         batch=3 * size * size * rows + features,
         fixed=float(max(0, 2 * few - more)),
-        per_row=(more - few) / 2,
+        per_row=(more - few) / (2 * every),
         tiles=num_logits * min(4 * rows * global_rows, objective.tile_bytes),
         rows=rows,
         micro_batch_size=objective.micro_batch_size,
     )
 
 
-def _kept_bytes(
+def _peak_bytes(
     module: VisionLanguageModule, objective: Objective, batch: Batch, precision: Precision
 ) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of a batch."""
-    kept: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    """The most bytes of tensors that the forward pass of a batch holds at a time."""
     device = module.encoders.logit_scale.device
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with hooks, arithmetic(precision, device):
-        # alive until counted: freed storage would be counted once for several tensors
-        terms = objective(module, batch.to(device))
-    total = sum(kept.values())
-    del terms
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    batch, live = batch.to(device), _Live()
+    with live, arithmetic(precision, device):
+        objective(module, batch)
     for name, buffer in module.named_buffers():  # batch norm's statistics have seen blank pictures
         buffer.copy_(buffers[name])
-    return total
+    return live.peak
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Counts the bytes of new tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.now = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        for tensor in _tensors(args):  # of the model and the batch: not new
+            self._seen.setdefault(tensor.untyped_storage(), None)
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen[storage] = None
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, num_bytes: int) -> None:
+        self.now -= num_bytes
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _full_batch(

@@ -120,9 +120,13 @@ class Objective:
         )
 
     def _captions(self, tokens: Tensor, valid: Tensor) -> Captions | None:
-        """Of the share of the batch that is captioned."""
-        num = round(len(tokens) * self.loss.caption_fraction) if self.captions else 0
-        return Captions(*caption_targets(tokens[:num], self.eot_id, valid[:num])) if num else None
+        """Of every n-th pair of the global batch, however many ranks share it."""
+        if not self.captions:
+            return None
+        every = self.loss.caption_every
+        first = -distributed.rank() * len(tokens) % every
+        rows = slice(first, None, every)
+        return Captions(first, every, *caption_targets(tokens[rows], self.eot_id, valid[rows]))
 
     def _contrastive(self, outputs: Outputs, texts: Tensor, pairs: Pairs) -> Tensor:
         """The mean over the whole features and their Matryoshka prefixes."""

@@ -128,8 +128,8 @@ def _build_step(
     freeze(module, optim.trainable_groups)
     precision = choose_precision(train.precision, device)
     module.encoders.image.use_fused_attention(device.type != "cpu" or precision != "bf16")
-    flops = count_flops(module) if ranks.is_main else None
-    objective = _build_objective(config, module, tokenizer, device, ranks)
+    objective = _build_objective(config, module, tokenizer, device)
+    flops = count_flops(module, objective) if ranks.is_main else None
     memory = _plan_memory(config, module, objective, tokenizer, precision, ranks)
     if train.memory_budget_gib is not None:
         memory = memory.within(train.memory_budget_gib)
@@ -199,15 +199,8 @@ def _build_objective(
     module: VisionLanguageModule,
     tokenizer: Tokenizer,
     device: torch.device,
-    ranks: Ranks,
 ) -> Objective:
     image, size, teacher = config.model.image, config.train.micro_batch_size, None
-    rows = config.train.global_batch_size // ranks.world_size
-    if module.captioner is not None and round(rows * config.loss.caption_fraction) == 0:
-        raise ConfigError(
-            f"loss.caption_fraction ({config.loss.caption_fraction:g}) of a rank's {rows} samples "
-            "is none; raise it, or remove model.captioner"
-        )
     if config.loss.distill is not None:
         teacher = load_teacher(config.loss.distill, tokenizer, device, size)
     return Objective(

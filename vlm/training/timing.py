@@ -109,7 +109,7 @@ def measure(parts: Parts, ranks: Ranks, trace: Path | None) -> Profile:
         trace: Chrome trace of the last step to write; None on ranks that do not.
     """
     step = parts.step
-    flops, peak = count_flops(step.module), peak_flops(step.device, step.precision)
+    flops, peak = count_flops(step.module, step.objective), peak_flops(step.device, step.precision)
     unmarked: list[float] = []
     steps: list[_Step] = []
     with closing(parts.batches(0, ranks)) as batches:

@@ -7,18 +7,24 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from vlm.config.schema import TrainConfig
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule
+from vlm.models.image_encoder import ImageEncoder
 from vlm.models.layer_groups import layer_groups
 from vlm.runtime.distributed import Ranks
+from vlm.training.flops import weights_on_meta
 
 
 def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) -> None:
     """Let only the last layer groups of some parts learn; statistics of frozen norms stay, too.
+
+    What a backbone has and its features don't need (a norm before a classifier that isn't there)
+    is frozen first: DDP would wait for its gradient.
 
     Args:
         module: Whose parameters' `requires_grad` is set.
@@ -26,8 +32,10 @@ def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) ->
             `captioner`.
 
     Raises:
-        ConfigError: The model has no such part.
+        ConfigError: The model has no such part, or the part not so many groups.
     """
+    for parameter in _unused(module.encoders.image):
+        parameter.requires_grad_(False)
     parts: dict[str, nn.Module] = {
         "encoders.image": module.encoders.image,
         "encoders.text": module.encoders.text,
@@ -39,8 +47,13 @@ def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) ->
             raise ConfigError(
                 f"optim.trainable_groups: the model has no {name}; its parts are {', '.join(parts)}"
             )
-        groups = layer_groups(parts[name])
-        for group in groups[: max(0, len(groups) - num_trainable)]:
+        groups = [g for g in layer_groups(parts[name]) if any(p.requires_grad for p in g)]
+        if num_trainable > len(groups):
+            raise ConfigError(
+                f"optim.trainable_groups: {name} has {len(groups)} layer groups, "
+                f"not {num_trainable}"
+            )
+        for group in groups[: len(groups) - num_trainable]:
             for parameter in group:
                 parameter.requires_grad_(False)
         for norm in parts[name].modules():
@@ -49,8 +62,30 @@ def freeze(module: VisionLanguageModule, trainable_groups: Mapping[str, int]) ->
                 norm.eval()
 
 
+def _unused(encoder: ImageEncoder) -> list[nn.Parameter]:
+    """Parameters that the encoder's outputs don't depend on."""
+    weights, size = weights_on_meta(encoder), encoder.image_size
+    pixels = torch.empty(2, 3, size, size, device="meta")  # two, for batch norm's sake
+    features, _ = functional_call(encoder, weights, (pixels,))
+    learning = [name for name, weight in weights.items() if weight.requires_grad]
+    gradients = torch.autograd.grad(
+        features.sum(), [weights[name] for name in learning], allow_unused=True
+    )
+    return [
+        encoder.get_parameter(name)
+        for name, gradient in zip(learning, gradients, strict=True)
+        if gradient is None
+    ]
+
+
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Let blocks keep their inputs alone, and compute what is inside again in the backward pass."""
+    """Let blocks keep their inputs alone, and compute what is inside again in the backward pass.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not any(blocks(module)):
+        raise ConfigError("train.checkpoint_activations: no part of the model has blocks")
     for block in blocks(module):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -63,6 +98,8 @@ def wrap(
     Checkpointing, done before, is inside of compilation, and both are inside of FSDP2, so that
     recomputation finds gathered weights.
     """
+    if train.compile == "always" and not any(blocks(module)):
+        raise ConfigError("train.compile: no part of the model has blocks; remove it")
     if train.compile == "always" or (train.compile == "auto" and device.type == "cuda"):
         for block in blocks(module):
             block.compile()
