@@ -2,14 +2,14 @@ import random
 
 import pytest
 
-from vlm import metrics
 from vlm.eval import chance
+from vlm.metrics.words import exact_match, token_f1
 
 
 def brute_force(references):
     candidates = [text for texts in references for text in texts]
-    f1 = [sum(metrics.token_f1(c, texts) for texts in references) for c in candidates]
-    exact = [sum(metrics.exact_match(c, texts) for texts in references) for c in candidates]
+    f1 = [sum(token_f1(c, texts) for texts in references) for c in candidates]
+    exact = [sum(exact_match(c, texts) for texts in references) for c in candidates]
     return max(f1) / len(references), max(exact) / len(references)
 
 
@@ -27,7 +27,7 @@ def test_best_constant_caption_equals_brute_force(seed):
     f1, exact = brute_force(references)
     assert best.token_f1 == pytest.approx(f1, abs=1e-12)
     assert best.exact_match == pytest.approx(exact, abs=1e-12)
-    reached = [metrics.token_f1(best.text, texts) for texts in references]
+    reached = [token_f1(best.text, texts) for texts in references]
     assert sum(reached) / len(reached) == pytest.approx(f1, abs=1e-12)
 
 

@@ -4,13 +4,14 @@ import random
 import pytest
 import torch
 
-from vlm import metrics
 from vlm.data.dataset import open_shards
 from vlm.errors import ConfigError, DataError
 from vlm.eval import classification, retrieval
 from vlm.eval.captions import caption
 from vlm.eval.source import Source
 from vlm.heads.zero_shot import zero_shot_weights
+from vlm.metrics import ranking
+from vlm.metrics.words import token_f1
 from vlm.retrieval.embed import Item
 
 
@@ -29,10 +30,10 @@ def test_zero_shot_equals_a_loop_over_the_protocol(model, source):
     )
     labels = torch.tensor([names.index(item.meta["label"]) for item in items])
     rows = {row.metric: row for row in outcome.rows}
-    assert rows["acc1"].value == pytest.approx(metrics.top_k_accuracy(logits, labels, 1))
-    assert rows["acc5"].value == pytest.approx(metrics.top_k_accuracy(logits, labels, 5))
+    assert rows["acc1"].value == pytest.approx(ranking.top_k_accuracy(logits, labels, 1))
+    assert rows["acc5"].value == pytest.approx(ranking.top_k_accuracy(logits, labels, 5))
     assert rows["mean_per_class_recall"].value == pytest.approx(
-        metrics.mean_per_class_recall(logits, labels)
+        ranking.mean_per_class_recall(logits, labels)
     )
     assert outcome.rows[0].metric == "acc1"
     assert [row.chance for row in outcome.rows] == [1 / 6, 5 / 6, 1 / 6]
@@ -157,7 +158,7 @@ def test_caption_scores_what_the_model_says(model, source):
     samples = outcome.details["samples"]
     pictures = [source.dataset.read(i).image for i in range(12)]
     assert [s["generated"] for s in samples] == model.caption(pictures)
-    f1 = [metrics.token_f1(s["generated"], s["references"]) for s in samples]
+    f1 = [token_f1(s["generated"], s["references"]) for s in samples]
     assert outcome.rows[0].metric == "token_f1"
     assert outcome.rows[0].value == pytest.approx(sum(f1) / 12)
     # "a red square" for every picture: 1 for the two red ones, 2/3 for the ten others.

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
-from vlm import metrics
 from vlm.errors import DataError
 from vlm.eval.chance import best_constant_caption
 from vlm.eval.source import Outcome, Source, cluster_of, mean_row
+from vlm.metrics.words import exact_match, token_f1
 from vlm.retrieval.embed import read_pictures
 
 
@@ -30,7 +30,7 @@ def caption(source: Source, *, prompt: str | None = None) -> Outcome:
         raise DataError("no readable picture has a caption: the caption task needs some")
     constant = best_constant_caption([sample["references"] for sample in samples])
     f1 = [sample["token_f1"] for sample in samples]
-    exact = [metrics.exact_match(sample["generated"], sample["references"]) for sample in samples]
+    exact = [exact_match(sample["generated"], sample["references"]) for sample in samples]
     return Outcome(
         [
             mean_row("token_f1", f1, clusters, chance=constant.token_f1),
@@ -75,5 +75,5 @@ def _describe(
 
 
 def _sample(key: str, generated: str, references: list[str]) -> dict[str, Any]:
-    f1 = metrics.token_f1(generated, references)
+    f1 = token_f1(generated, references)
     return {"key": key, "generated": generated, "references": references, "token_f1": f1}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.metrics import words
+from vlm.metrics.words import words
 
 MAX_CANDIDATES = 20_000  # each is scored against every reference; more are sampled evenly
 

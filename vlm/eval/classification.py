@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from vlm import metrics
 from vlm.errors import ConfigError, DataError
 from vlm.eval.source import Outcome, Row, Source, cluster_of, mean_row
 from vlm.heads import zero_shot as head
+from vlm.metrics import ranking
 from vlm.retrieval.embed import Item
 
 NUM_CONFUSIONS = 100
@@ -74,7 +74,7 @@ def class_ranks(
         rows = slice(start, start + _CHUNK)
         positives = one_hot(labels[rows], len(weights)).bool()
         logits = head.zero_shot_logits(features[rows], weights)
-        ranks.append(metrics.positive_ranks(logits, positives))
+        ranks.append(ranking.positive_ranks(logits, positives))
     return torch.cat(ranks)
 
 
@@ -120,7 +120,7 @@ def _rows(
     rows = [mean_row("acc1", acc1, clusters, chance=1 / num_classes)]
     if num_classes >= 5:
         rows.append(mean_row("acc5", (ranks < 5).numpy(), clusters, chance=5 / num_classes))
-    balance = metrics.class_balanced_weights(labels).numpy()
+    balance = ranking.class_balanced_weights(labels).numpy()
     mean_recall = mean_row(
         "mean_per_class_recall", acc1, clusters, chance=1 / num_classes, weights=balance
     )

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm import metrics
 from vlm.errors import DataError
 from vlm.eval.source import Outcome, Row, Source, cluster_of, mean_row
 from vlm.eval.statistics import median_interval
+from vlm.metrics import ranking
 from vlm.retrieval.embed import Item
 from vlm.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def best_ranks(
         right = torch.zeros_like(similarity, dtype=torch.bool)
         for row, numbers in enumerate(positives[start : start + chunk]):
             right[row, numbers] = True
-        ranks.append(metrics.positive_ranks(similarity, right))
+        ranks.append(ranking.positive_ranks(similarity, right))
     return torch.cat(ranks)
 
 
@@ -118,13 +118,13 @@ def _rows(
             f"{direction}_recall@{k}",
             (ranks < k).numpy(),
             clusters,
-            chance=metrics.chance_recall_at_k(counts, num_targets, k),
+            chance=ranking.chance_recall_at_k(counts, num_targets, k),
         )
         for k in RECALL_AT
     ]
-    median = metrics.median_rank(ranks)
+    median = ranking.median_rank(ranks)
     interval = median_interval((ranks + 1).numpy(), clusters)
-    chance = metrics.chance_median_rank(counts, num_targets)
+    chance = ranking.chance_median_rank(counts, num_targets)
     return [*rows, Row(f"{direction}_median_rank", median, interval, len(ranks), chance)]
 
 

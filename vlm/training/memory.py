@@ -169,7 +169,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         for tensor in _tensors(args):  # of the model and the batch: not new
-            self._seen.setdefault(tensor.untyped_storage(), None)
+            self._seen[tensor.untyped_storage()] = None
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
             self._note(tensor.untyped_storage())

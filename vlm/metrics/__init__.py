@@ -1,0 +1,1 @@
+"""What evaluation counts: pure functions on matrices and texts."""
