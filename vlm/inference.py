@@ -18,7 +18,7 @@ from vlm.config.schema import ModelConfig
 from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, normalize
 from vlm.errors import ConfigError, DataError
-from vlm.heads.captioner import greedy
+from vlm.heads.generate import Decoding, generate
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
 from vlm.models.text_encoder import trim
@@ -27,6 +27,7 @@ from vlm.tokenizer import Tokenizer
 
 Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 FORMAT_VERSION = 1
+GREEDY = Decoding()
 T = TypeVar("T")
 
 
@@ -165,25 +166,39 @@ class VisionLanguageModel:
         images: Picture | Iterable[Picture],
         *,
         prompt: str | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
         max_length: int | None = None,
         batch_size: int = 64,
     ) -> list[str]:
-        """One caption a picture, greedily decoded.
+        """A text for each picture: a caption, or what follows a prompt, as an answer a question.
 
         Args:
             images: As for `embed_images`.
-            prompt: How the caption begins.
-            max_length: Of the caption in tokens; the model's context length if not given.
+            prompt: What the text goes on from; it is not repeated.
+            num_beams: As the following five: see `vlm.heads.generate.Decoding`.
+            length_penalty: Likewise.
+            no_repeat_ngram: Likewise.
+            top_p: Likewise.
+            temperature: Likewise.
+            seed: Likewise.
+            max_length: Of prompt and text in tokens; the model's context length if not given.
             batch_size: Pictures at a time.
 
         Raises:
-            ConfigError: The model has no captioner.
+            ConfigError: The model has no captioner, or a value is out of range.
         """
+        decoding = Decoding(
+            num_beams, length_penalty, no_repeat_ngram, top_p, temperature, seed, max_length
+        )
         captions: list[str] = []
         for chunk in _chunks(_each(images), batch_size):
-            captions += self.caption_pixels(
-                self.pixels(chunk), prompt=prompt, max_length=max_length
-            )
+            pixels = self.pixels(chunk)
+            captions += self.caption_pixels(pixels, prompt=prompt, decoding=decoding)
         return captions
 
     @torch.inference_mode()
@@ -191,25 +206,37 @@ class VisionLanguageModel:
         self,
         images: UInt8[Tensor, "B 3 S S"],
         *,
-        prompt: str | None = None,
-        max_length: int | None = None,
+        prompt: str | Sequence[str] | None = None,
+        decoding: Decoding = GREEDY,
     ) -> list[str]:
-        """Captions of pictures that are cut to size but still uint8; see `caption`."""
-        captioner = self.model.captioner
-        if captioner is None:
-            raise ConfigError(
-                "this model has no captioner; train one with a model.captioner in the config"
-            )
-        start = self.tokenizer.encode(prompt or "")[:-1]  # without the end-of-text token
-        prefix = torch.tensor([start] * len(images), device=self.device)
-        tokens = greedy(
-            captioner,
-            self.model.encoders.image.tokens(self._normalized(images)),
-            prefix,
-            eot_id=self.tokenizer.eot_id,
-            max_length=min(max_length or captioner.context_length, captioner.context_length),
+        """Texts for pictures that are cut to size but still uint8; see `caption`.
+
+        Args:
+            images: B pictures.
+            prompt: One for all, or one each.
+            decoding: How tokens are chosen.
+        """
+        decoder = self.model.decoder()
+        prompts = (
+            [prompt or ""] * len(images) if prompt is None or isinstance(prompt, str) else prompt
         )
-        return [self.tokenizer.decode(row) for row in tokens.tolist()]
+        starts = [self.tokenizer.encode(text)[:-1] for text in prompts]  # without the end of text
+        image_tokens = self.model.encoders.image.tokens(self._normalized(images))
+        longest = min(decoding.max_length or decoder.context_length, decoder.context_length)
+        texts = [""] * len(images)
+        for length in sorted({len(start) for start in starts}):  # one length at a time: no padding
+            rows = [row for row, start in enumerate(starts) if len(start) == length]
+            tokens = generate(
+                decoder,
+                image_tokens[rows],
+                torch.tensor([starts[row] for row in rows], device=self.device),
+                decoding,
+                eot_id=self.tokenizer.eot_id,
+                max_length=max(longest, length),
+            )
+            for row, text in zip(rows, tokens[:, length:].tolist(), strict=True):
+                texts[row] = self.tokenizer.decode(text)
+        return texts
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder that works offline and by itself: config, weights, tokenizer.

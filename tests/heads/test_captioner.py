@@ -1,44 +1,44 @@
+"""Both captioning heads: what a position sees, whole and token by token."""
+
+import pytest
 import torch
 
-from vlm.heads.captioner import Captioner, greedy
 
-EOT = 2
-
-
-def make_captioner():
-    torch.manual_seed(0)
-    return Captioner(
-        vocab_size=20, context_length=8, width=16, depth=2, num_heads=2, image_width=12
-    ).eval()
+@pytest.fixture
+def logits(decoder, logits_of):
+    return lambda image, tokens: logits_of(decoder, image, tokens)
 
 
-def test_a_position_sees_the_picture_and_what_came_before_and_nothing_after():
-    captioner, image = make_captioner(), torch.randn(1, 4, 12)
-    tokens = torch.tensor([[1, 5, 6, 7]])
-    logits = captioner.logits(image, tokens)
+def test_a_position_sees_the_picture_and_what_came_before_and_nothing_after(logits):
+    image, tokens = torch.randn(1, 4, 12), torch.tensor([[1, 5, 6, 7]])
+    before = logits(image, tokens)
     changed = tokens.clone()
     changed[0, 3] = 9
-    after = captioner.logits(image, changed)
-    torch.testing.assert_close(after[:, :3], logits[:, :3])
-    assert (after[:, 3] - logits[:, 3]).abs().max() > 1e-4
-    assert (captioner.logits(torch.randn(1, 4, 12), tokens) - logits).abs().max() > 1e-4
+    after = logits(image, changed)
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert (after[:, 3] - before[:, 3]).abs().max() > 1e-4
+    assert (logits(torch.randn(1, 4, 12), tokens) - before).abs().max() > 1e-4
 
 
-def test_greedy_takes_the_likeliest_token_each_step_and_stops_at_the_end():
-    captioner, image = make_captioner(), torch.randn(3, 4, 12)
-    start = torch.tensor([[1]] * 3)
-    tokens = greedy(captioner, image, start, eot_id=EOT, max_length=8)
-    for row in range(3):
-        line = [1]
-        while len(line) < tokens.shape[1]:
-            logits = captioner.logits(image[row : row + 1], torch.tensor([line]))
-            line.append(EOT if EOT in line else int(logits[0, -1].argmax()))
-        assert tokens[row].tolist() == line
+@torch.inference_mode()
+def test_token_by_token_the_logits_are_those_of_the_whole_text(decoder, logits):
+    image, tokens = torch.randn(3, 4, 12), torch.randint(3, 20, (3, 9))
+    expected = logits(image, tokens)
+    found, texts = decoder.extend(decoder.begin(image), tokens[:, :4])
+    torch.testing.assert_close(found, expected[:, 3], rtol=1e-4, atol=1e-4)
+    for place in range(4, 9):
+        found, texts = decoder.extend(texts, tokens[:, place : place + 1])
+        torch.testing.assert_close(found, expected[:, place], rtol=1e-4, atol=1e-4)
+    assert texts.length == 9
 
 
-def test_captions_do_not_depend_on_the_rest_of_the_batch():
-    captioner, image = make_captioner(), torch.randn(4, 4, 12)
-    start = torch.tensor([[1]] * 4)
-    together = greedy(captioner, image, start, eot_id=EOT, max_length=8)
-    alone = greedy(captioner, image[2:3], start[:1], eot_id=EOT, max_length=8)
-    assert together[2, : alone.shape[1]].tolist() == alone[0].tolist()
+def test_every_weight_of_a_head_is_initialised(decoder):
+    """open_clip leaves CoCa's output projection as the memory was."""
+    head = getattr(decoder, "head", decoder)
+    fresh = type(head)(
+        vocab_size=2000, context_length=12, width=64, depth=2, num_heads=2, image_width=12
+    )
+    for name, parameter in fresh.named_parameters():
+        assert parameter.abs().max() < 2, name
+        if parameter.ndim == 2:
+            assert 0.005 < parameter.std() < 0.4, name

@@ -51,7 +51,7 @@ class Towers(nn.Module):
     def forward(self, images, tokens, _visits=None):
         image, text = normalize(self.image(images), dim=1), self.text(tokens).mean(1)
         context = self.context(images).unflatten(1, (2, DIM)).tanh()
-        return Features(image, normalize(text, dim=1), self.scale(), self.bias(), context)
+        return Features(image, normalize(text, dim=1), self.scale(), self.bias(), context, text)
 
 
 def module():

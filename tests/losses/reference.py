@@ -32,7 +32,9 @@ def captions(module, images, tokens, valid, eot_id):
     for i in torch.nonzero(valid)[:, 0].tolist():
         length = tokens[i].tolist().index(eot_id) + 1
         context = module.encoders(images[[i]], tokens[[i]]).image_tokens
-        logits = module.captioner.logits(context, tokens[[i], : length - 1])[0]
+        logits = (
+            module.captioner(context, tokens[[i], : length - 1])[0] @ module.captioner.vocabulary.T
+        )
         total = total + F.cross_entropy(logits, tokens[i, 1:length], reduction="sum")
         count += length - 1
     return total / count

@@ -25,25 +25,37 @@ def test_lengths_count_up_to_the_first_end_token():
     assert text_lengths(tokens, EOT).tolist() == [3, 2]
 
 
-def test_trimmed_texts_have_the_features_of_padded_ones():
-    encoder, tokens = make_encoder().double(), make_tokens([3, 7, 5])
+@pytest.mark.parametrize("pool", ["eot", "cls"])
+def test_trimmed_texts_have_the_features_of_padded_ones(pool):
+    encoder, tokens = make_encoder(pool=pool).double(), make_tokens([3, 7, 5])
     trimmed = trim(tokens, EOT)
     assert trimmed.shape == (3, 7)
-    torch.testing.assert_close(encoder(trimmed), encoder(tokens), rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoder(trimmed)[0], encoder(tokens)[0], rtol=0, atol=1e-12)
 
 
-def test_what_follows_the_end_token_does_not_matter():
-    encoder, tokens = make_encoder(), make_tokens([4, 6])
+@pytest.mark.parametrize("pool", ["eot", "cls"])
+def test_what_follows_the_end_token_does_not_matter(pool):
+    encoder, tokens = make_encoder(pool=pool), make_tokens([4, 6])
     noisy = tokens.clone()
     noisy[0, 4:] = 7
-    torch.testing.assert_close(encoder(noisy), encoder(tokens))
+    torch.testing.assert_close(encoder(noisy)[0], encoder(tokens)[0])
 
 
-def test_what_precedes_it_does():
-    encoder, tokens = make_encoder(), make_tokens([6])
+@pytest.mark.parametrize("pool", ["eot", "cls"])
+def test_what_precedes_it_does(pool):
+    encoder, tokens = make_encoder(pool=pool), make_tokens([6])
     changed = tokens.clone()
     changed[0, 2] = (tokens[0, 2] + 1) % 47 + 3
-    assert (encoder(changed) - encoder(tokens)).abs().max() > 1e-4
+    assert (encoder(changed)[0] - encoder(tokens)[0]).abs().max() > 1e-4
+
+
+def test_a_class_token_changes_no_state_of_the_text():
+    encoder, tokens = make_encoder(pool="cls"), make_tokens([4, 6])
+    states = encoder(tokens)[1]
+    assert states.shape == (2, 12, 16)
+    with torch.no_grad():
+        encoder.class_embedding.add_(1.0)
+    torch.testing.assert_close(encoder(tokens)[1], states)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -86,4 +98,4 @@ def test_equals_open_clips_text_tower_with_its_weights(activation):
                 parameter.copy_(source[f"transformer.resblocks.{layer}.{block[key]}{rest}"])
     tokens = make_tokens([5, 9, 12])
     tokens[tokens == EOT] = 49  # open_clip pools at the largest id
-    torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(tokens)[0], theirs(tokens), rtol=1e-5, atol=1e-5)

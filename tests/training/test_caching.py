@@ -9,10 +9,17 @@ from vlm.config.load import load_config
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import build_parts
 
+COCA = {
+    "model.image.pool": "queries",
+    "model.image.num_queries": 5,
+    "model.text.pool": "cls",
+    "model.captioner.kind": "coca",
+}
 
-@pytest.fixture(scope="module")
-def parts(config):
-    changes = {"loss.caption_every": 7, "train.global_batch_size": 24}
+
+@pytest.fixture(scope="module", params=[{}, COCA], ids=["captioner", "coca"])
+def parts(config, request):
+    changes = {"loss.caption_every": 7, "train.global_batch_size": 24, **request.param}
     return build_parts(load_config(config, changes), Ranks())
 
 

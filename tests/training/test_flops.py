@@ -27,6 +27,14 @@ def model(config, tokenizer):
     return build_model(load_config(config).model, tokenizer)
 
 
+COCA = {
+    "model.image.pool": "queries",
+    "model.image.num_queries": 5,
+    "model.text.pool": "cls",
+    "model.captioner.kind": "coca",
+}
+
+
 def freeze(part):
     for parameter in part.parameters():
         parameter.requires_grad_(False)
@@ -74,6 +82,14 @@ def test_the_arithmetic_is_what_pytorch_counts(model, precision, rows, length, e
     sizes = {"rows": rows, "length": length, "every": every}
     flops = count_flops(model).step(rows, length, captioned_rows=captioned)
     found = counted_by_pytorch(model, **sizes, precision=precision)
+    assert flops.needed - flops.loss.needed == found
+
+
+def test_coca_costs_what_pytorch_counts(config, tokenizer):
+    settings = load_config(config, COCA).model
+    model = build_model(settings, tokenizer)
+    flops = count_flops(model).step(4, 9, captioned_rows=2)
+    found = counted_by_pytorch(model, rows=4, length=9, every=2)
     assert flops.needed - flops.loss.needed == found
 
 

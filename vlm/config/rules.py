@@ -28,6 +28,7 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
     yield from _check_divisible(config, "model.text.width", "model.text.num_heads")
     if config.model.captioner:
         yield from _check_divisible(config, "model.captioner.width", "model.captioner.num_heads")
+        yield from _check_coca(config)
     else:
         yield from _check_unused_caption_settings(config)
     low, high = config.model.init_logit_scale, config.model.max_logit_scale
@@ -41,6 +42,16 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")
             yield Problem((key,), f"{key} is the text {shown(value)}; write true or false")
+
+
+def _check_coca(config: Config) -> Iterator[Problem]:
+    head, keys = config.model.captioner, ("model.captioner.width", "model.text.width")
+    width = config.model.text.width
+    if head and head.kind == "coca" and head.width != width:
+        rule = (
+            f"{keys[0]} ({head.width}) must be {keys[1]} ({width}), whose states coca goes on from"
+        )
+        yield Problem(keys, rule)
 
 
 def _check_contrastive(config: Config) -> Iterator[Problem]:

@@ -94,7 +94,8 @@ class ImageConfig:
 
     name: str = "vit_base_patch32_224"  # timm's name
     image_size: Count = 224  # pixels a side
-    pool: Literal["token", "avg", "map"] = "token"
+    pool: Literal["token", "avg", "map", "queries"] = "token"
+    num_queries: Annotated[int, Field(ge=2)] = 256  # of pool=queries; CoCa, 2205.01917, section 3.2
     stem_channels: tuple[Count, ...] = ()  # convolutional stem in place of the patch embedding
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # FLIP, arXiv 2212.00794, section 3
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
@@ -111,12 +112,14 @@ class TextConfig:
     width: Count = 512
     depth: Count = 12
     num_heads: Count = 8
+    pool: Literal["eot", "cls"] = "eot"  # cls: at a class token of its own, as CoCa
 
 
 @dataclass(frozen=True, config=STRICT)
 class CaptionerConfig:
     """The captioning head: a Transformer decoder that attends to the image encoder's tokens."""
 
+    kind: Literal["captioner", "coca"] = "captioner"  # coca: goes on from the text encoder's states
     width: Count = 512
     depth: Count = 6
     num_heads: Count = 8

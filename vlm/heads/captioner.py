@@ -1,10 +1,40 @@
-"""The captioning head: a decoder that reads the image encoder's tokens, greedily."""
+"""The captioning head: a decoder that reads the image encoder's tokens."""
+
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlm.models.transformer import Block, init_blocks
+from vlm.models.transformer import Block, CrossAttention, KeysValues, init_blocks
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Texts that are being written, and what need not be computed again.
+
+    Attributes:
+        images: Keys and values of the pictures, for each cross-attention.
+        past: Those of the texts so far, for each self-attention; None before the first token.
+        length: Tokens so far.
+    """
+
+    images: list[KeysValues]
+    past: list[KeysValues] | None = None
+    length: int = 0
+
+    def repeated(self, times: int) -> "Growing":
+        """Each text so many times in a row."""
+        past = self.past and [
+            KeysValues(*(t.repeat_interleave(times, 0) for t in kv)) for kv in self.past
+        ]
+        images = [KeysValues(*(t.repeat_interleave(times, 0) for t in kv)) for kv in self.images]
+        return replace(self, images=images, past=past)
+
+    def chosen(self, rows: Int[Tensor, " B"]) -> "Growing":
+        """Other texts in their places, each about the picture of the one before it."""
+        past = self.past and [KeysValues(*(t[rows] for t in kv)) for kv in self.past]
+        return replace(self, past=past)
 
 
 class Captioner(nn.Module):
@@ -44,12 +74,10 @@ class Captioner(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         init_blocks(self.blocks, width)
 
-    def logits(
-        self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T V"]:
-        """Of the token after each position."""
-        hidden: Tensor = self(image_tokens, tokens)
-        return hidden @ self.token_embedding.weight.T
+    @property
+    def vocabulary(self) -> Float[Tensor, "V W"]:
+        """Output embeddings: logits are `hidden @ vocabulary.T`."""
+        return self.token_embedding.weight
 
     def forward(
         self, image_tokens: Float[Tensor, "B N Wi"], tokens: Int[Tensor, "B T"]
@@ -62,30 +90,24 @@ class Captioner(nn.Module):
         normed: Tensor = self.norm(x)
         return normed
 
+    def begin(self, image_tokens: Float[Tensor, "B N Wi"]) -> Growing:
+        """Texts about pictures, before their first token."""
+        context = self.norm_image(image_tokens)
+        crosses = [block.get_submodule("cross") for block in self.blocks]
+        return Growing([c.keys_values(context) for c in crosses if isinstance(c, CrossAttention)])
 
-@torch.inference_mode()
-def greedy(
-    captioner: Captioner,
-    image_tokens: Float[Tensor, "B N Wi"],
-    prompt: Int[Tensor, "B P"],
-    *,
-    eot_id: int,
-    max_length: int,
-) -> Int[Tensor, "B T"]:
-    """The likeliest token at each step, until all captions have ended or are `max_length` long.
-
-    Args:
-        captioner: The head.
-        image_tokens: What it reads.
-        prompt: How each caption begins: at least the start-of-text token.
-        eot_id: Ends a caption; what follows it is filled with it.
-        max_length: Of the result, prompt included.
-    """
-    tokens = prompt
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    while tokens.shape[1] < max_length and not ended.all():
-        following = captioner.logits(image_tokens, tokens)[:, -1].argmax(dim=-1)
-        following = torch.where(ended, eot_id, following)
-        ended |= following == eot_id
-        tokens = torch.cat([tokens, following[:, None]], dim=1)
-    return tokens
+    def extend(
+        self, texts: Growing, tokens: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B V"], Growing]:
+        """Logits of what follows the texts with these tokens: one more each, or their beginning."""
+        end = texts.length + tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[texts.length : end]
+        past = []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, seen = block.extend(
+                x, texts.past[number] if texts.past else None, texts.images[number]
+            )
+            past.append(seen)
+        logits = self.norm(x[:, -1]) @ self.vocabulary.T
+        return logits, replace(texts, past=past, length=end)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm.config.schema import ModelConfig
+from vlm.errors import ConfigError
 from vlm.heads.captioner import Captioner
+from vlm.heads.coca import Coca, CocaDecoder
 from vlm.losses.caption import caption_loss
 from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder, Features
@@ -63,10 +65,24 @@ class Outputs:
 class VisionLanguageModule(nn.Module):
     """One module, so that DDP and FSDP wrap one `forward` and see every parameter once."""
 
-    def __init__(self, encoders: DualEncoder, captioner: Captioner | None = None) -> None:
+    def __init__(self, encoders: DualEncoder, captioner: Captioner | Coca | None = None) -> None:
         super().__init__()
         self.encoders = encoders
         self.captioner = captioner
+
+    def decoder(self) -> Captioner | CocaDecoder:
+        """What writes texts.
+
+        Raises:
+            ConfigError: The model has no captioner.
+        """
+        if self.captioner is None:
+            raise ConfigError(
+                "this model has no captioner; train one with a model.captioner in the config"
+            )
+        if isinstance(self.captioner, Coca):
+            return CocaDecoder(self.encoders.text, self.captioner)
+        return self.captioner
 
     def forward(
         self,
@@ -132,9 +148,12 @@ class VisionLanguageModule(nn.Module):
         features: Features = self.encoders(prepare(images), tokens, visits)
         if captions is None or self.captioner is None:
             return features.image, features.text, features.image.new_zeros(())
-        vocabulary = self.captioner.token_embedding.weight
-        image_tokens = features.image_tokens[captions.first :: captions.every]
-        hidden = self.captioner(image_tokens, captions.inputs)
+        vocabulary = self.captioner.vocabulary
+        rows = slice(captions.first, None, captions.every)
+        read: Tensor = captions.inputs
+        if isinstance(self.captioner, Coca):
+            read = features.text_states[rows, : read.shape[1]]
+        hidden = self.captioner(features.image_tokens[rows], read)
         loss = caption_loss(
             hidden, vocabulary, captions.targets, captions.mask, tile_bytes=tile_bytes
         )
@@ -160,6 +179,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         image_size=config.image.image_size,
         embed_dim=config.embed_dim,
         pool=config.image.pool,
+        num_queries=config.image.num_queries,
         stem_channels=config.image.stem_channels,
         patch_dropout=config.image.patch_dropout,
         kwargs=config.image.kwargs,
@@ -172,6 +192,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         num_heads=config.text.num_heads,
         embed_dim=config.embed_dim,
         eot_id=tokenizer.eot_id,
+        pool=config.text.pool,
         activation=config.activation,
     )
     encoders = DualEncoder(
@@ -181,15 +202,16 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         max_logit_scale=config.max_logit_scale,
         init_logit_bias=config.init_logit_bias,
     )
-    return VisionLanguageModule(encoders, _build_captioner(config, tokenizer, image.width))
+    return VisionLanguageModule(encoders, _build_captioner(config, tokenizer, image.token_width))
 
 
 def _build_captioner(
     config: ModelConfig, tokenizer: Tokenizer, image_width: int
-) -> Captioner | None:
+) -> Captioner | Coca | None:
     if config.captioner is None:
         return None
-    return Captioner(
+    head = Coca if config.captioner.kind == "coca" else Captioner
+    return head(
         vocab_size=tokenizer.vocab_size,
         context_length=config.text.context_length,
         width=config.captioner.width,

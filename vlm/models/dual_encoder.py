@@ -22,6 +22,7 @@ class Features:
         logit_scale: [], already exponentiated and clamped.
         logit_bias: []; None where the model has none.
         image_tokens: [B, N, W].
+        text_states: [B, L, Wt], the text encoder's last.
     """
 
     image: Tensor
@@ -29,6 +30,7 @@ class Features:
     logit_scale: Tensor
     logit_bias: Tensor | None
     image_tokens: Tensor
+    text_states: Tensor
 
 
 class DualEncoder(nn.Module):
@@ -87,7 +89,7 @@ class DualEncoder(nn.Module):
         self, tokens: Int[Tensor, "B L"], *, normalize: bool = False
     ) -> Float[Tensor, "B D"]:
         """Features of tokenised texts."""
-        features: Tensor = self.text(tokens)
+        features: Tensor = self.text(tokens)[0]
         return _unit(features) if normalize else features
 
     def forward(
@@ -98,8 +100,9 @@ class DualEncoder(nn.Module):
     ) -> Features:
         """Both sides of a batch; `visits` decide what patch dropout leaves out."""
         image, image_tokens = self.image(pixels, visits)
-        text = _unit(self.text(tokens))
-        return Features(_unit(image), text, self.scale(), self.bias(), image_tokens)
+        text, text_states = self.text(tokens)
+        unit = (_unit(image), _unit(text))
+        return Features(*unit, self.scale(), self.bias(), image_tokens, text_states)
 
 
 def _unit(features: Tensor) -> Tensor:

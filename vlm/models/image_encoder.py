@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlm.errors import ConfigError
 from vlm.runtime import torchvision_guard
 
-Pool = Literal["token", "avg", "map"]
+Pool = Literal["token", "avg", "map", "queries"]
 # what makes timm.create_model fetch weights, or load them from a file, pickles too in some versions
 LOADING = frozenset({"pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"})
 
@@ -152,6 +152,36 @@ class AttentionPool(nn.Module):
         return pooled
 
 
+class QueryPool(nn.Module):
+    """Learned queries attend to all tokens (CoCa, arXiv 2205.01917, section 3.2).
+
+    As open_clip arranges them: the first is the image's, the others are what a captioner reads.
+
+    Args:
+        width: W of the tokens.
+        embed_dim: D of the queries.
+        num_queries: Q.
+        num_heads: Of the attention.
+    """
+
+    def __init__(self, width: int, embed_dim: int, num_queries: int, num_heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(num_queries, embed_dim))
+        self.norm_query = nn.LayerNorm(embed_dim)
+        self.norm_tokens = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(
+            embed_dim, num_heads, kdim=width, vdim=width, batch_first=True
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "B N W"]) -> Float[Tensor, "B Q D"]:
+        """What each query finds."""
+        tokens = self.norm_tokens(tokens)
+        queries = self.norm_query(self.query).expand(len(tokens), -1, -1)
+        found: Tensor = self.norm(self.attention(queries, tokens, tokens, need_weights=False)[0])
+        return found
+
+
 class ImageEncoder(nn.Module):
     """Pictures to features of the shared space, and to the tokens that the captioner reads.
 
@@ -159,7 +189,9 @@ class ImageEncoder(nn.Module):
         name: timm's name of the backbone.
         image_size: S.
         embed_dim: D.
-        pool: "token" (the class token), "avg" (mean of patch tokens) or "map" (attention).
+        pool: "token" (the class token), "avg" (mean of patch tokens), "map" (attention) or
+            "queries" (attention of many, which the captioner reads in place of the tokens).
+        num_queries: Of "queries".
         stem_channels: If any, a `ConvStem` replaces the patch embedding of a Vision Transformer.
         patch_dropout: Share of patches left out in training (FLIP, arXiv 2212.00794).
         kwargs: For `timm.create_model`, such as `embed_dim`, `depth`, `patch_size`.
@@ -175,6 +207,7 @@ class ImageEncoder(nn.Module):
         image_size: int,
         embed_dim: int,
         pool: Pool = "token",
+        num_queries: int = 256,
         stem_channels: Sequence[int] = (),
         patch_dropout: float = 0.0,
         kwargs: Mapping[str, Any] | None = None,
@@ -201,8 +234,13 @@ class ImageEncoder(nn.Module):
             raise ConfigError(f"model.image.pool: {name} has no class token; use avg or map")
         self.pool = pool
         self.attention_pool = AttentionPool(self.width) if pool == "map" else None
-        self.projection = nn.Linear(self.width, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=self.width**-0.5)
+        self.query_pool: QueryPool | None = None
+        self.token_width = self.width
+        if pool == "queries":
+            self.query_pool = QueryPool(self.width, embed_dim, num_queries)
+            self.token_width = embed_dim
+        self.projection = nn.Linear(self.token_width, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=self.token_width**-0.5)
 
     def use_fused_attention(self, fused: bool) -> None:
         """Choose timm's fused or plain attention, as `vlm.models.transformer.attention` does."""
@@ -211,7 +249,19 @@ class ImageEncoder(nn.Module):
                 module.fused_attn = fused
 
     def tokens(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N W"]:
-        """The backbone's last tokens, class token first where there is one."""
+        """What the captioner reads: the backbone's last tokens, or what queries made of them."""
+        return self._tokens(pixels)[1]
+
+    def _tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What is pooled, and the tokens."""
+        tokens = self._last_tokens(pixels)
+        if self.query_pool is None:
+            return self._pool(tokens), tokens
+        found = self.query_pool(tokens)
+        return found[:, 0], found[:, 1:]
+
+    def _last_tokens(self, pixels: Tensor) -> Tensor:
+        """The backbone's, class token first where there is one."""
         x: Tensor = self.trunk.forward_features(pixels)
         if x.ndim == 4:  # a grid: [B, W, h, w] of convolutional backbones, [B, h, w, W] of Swin
             x = x.flatten(2).transpose(1, 2) if x.shape[1] == self.width else x.flatten(1, 2)
@@ -223,8 +273,8 @@ class ImageEncoder(nn.Module):
         """Features, not normalised, and tokens; `visits` decide what patch dropout leaves out."""
         if self.patch_dropout is not None:
             self.patch_dropout.visits = visits
-        tokens = self.tokens(pixels)
-        features: Tensor = self.projection(self._pool(tokens))
+        pooled, tokens = self._tokens(pixels)
+        features: Tensor = self.projection(pooled)
         return features, tokens
 
     def _pool(self, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlm.heads.coca import Coca
 from vlm.heads.model import VisionLanguageModule
 from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder
@@ -163,17 +164,21 @@ def count_flops(module: VisionLanguageModule, objective: Objective | None = None
     """
     encoders, head = module.encoders, module.captioner
     image_tokens = _image_tokens(encoders, 2)
-
-    def captioner(length: int) -> None:
-        tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
-        hidden = _on_meta(head, image_tokens, tokens)
-        weight = head.token_embedding.weight if head else tokens
-        vocabulary = torch.empty_like(weight, device="meta", requires_grad=weight.requires_grad)
-        torch.mm(hidden.flatten(0, 1), vocabulary.T)  # as the loss does, tile by tile
-
     has_gradient = [
         any(p.requires_grad for p in part.parameters()) for part in (encoders.image, encoders.text)
     ]
+
+    def captioner(length: int) -> None:
+        assert head is not None
+        read = torch.zeros(2, length, dtype=torch.long, device="meta")
+        if isinstance(head, Coca):
+            read = torch.zeros(2, length, head.vocabulary.shape[1], device="meta")
+            read.requires_grad_(has_gradient[1])
+        hidden = _on_meta(head, image_tokens, read)
+        weight = head.vocabulary
+        vocabulary = torch.empty_like(weight, device="meta", requires_grad=weight.requires_grad)
+        torch.mm(hidden.flatten(0, 1), vocabulary.T)  # as the loss does, tile by tile
+
     teacher = objective.teacher.model.model.encoders if objective and objective.teacher else None
     dim = encoders.image.projection.out_features
     forms = {*objective.loss.matryoshka_dims, dim} if objective else {dim}
