@@ -103,7 +103,7 @@ def ours(loss, model, images, tokens, pairs, smoothing, tile_rows, accumulation)
     """This rank's share."""
     mine, captions = slice(pairs.offset, pairs.offset + len(images)), None
     if loss == "captions":
-        captions = Captions(0, 1, *caption_targets(tokens, EOT, pairs.valid[mine]))
+        captions = Captions(0, 1, True, *caption_targets(tokens, EOT, pairs.valid[mine]))
     columns = VOCABULARY if captions else G
     tile_bytes = tile_rows * columns * images.element_size()
     outputs = model(

@@ -62,7 +62,7 @@ def counted_by_pytorch(model, *, rows, length, every, precision="fp32"):
     captions = None
     if every:
         learned, valid = tokens[::every], torch.ones(rows, dtype=torch.bool)[::every]
-        captions = Captions(0, every, *caption_targets(learned, int(tokens[0, -1]), valid))
+        captions = Captions(0, every, True, *caption_targets(learned, int(tokens[0, -1]), valid))
     prepare = partial(normalize, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     # the CPU's fused kernel is not in PyTorch's list of what costs FLOPs
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -126,6 +126,10 @@ def _check_unused_caption_settings(config: Config) -> Iterator[Problem]:
             way_out = "add model.captioner: {}, or remove it"
             yield Problem((f"loss.{field.name}", "model.captioner"), f"{text}; {way_out}")
 
+    if config.data.questions is not None:
+        text = "data.questions does nothing without a model.captioner"
+        yield Problem(("data.questions", "model.captioner"), f"{text}; add model.captioner: {{}}")
+
 
 def _check_sources(config: Config) -> Iterator[Problem]:
     sources, key = config.data.train, "data.train"

@@ -81,6 +81,8 @@ class DataConfig:
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out by a hash of the image bytes
     streams: Count = 1  # part of the order; never changes with the world size
     num_workers: CountOrZero = 2  # loader processes a rank; no part of the order
+    questions: str | None = None  # json field with [{question, answer}], which the captioner learns
+    question_fraction: Fraction = 0.5  # of visits to samples with some; in the others, the caption
     cache_gib: Annotated[float, Field(ge=0)] = 0.0  # memory for decoded small pictures, a rank
     cache_dir: str | None = None  # packs, indexes and remote shards; $XDG_CACHE_HOME/vlm if null
     shard_cache_gib: Positive = 100.0  # of remote shards, on each node; those used longest ago go
@@ -188,6 +190,7 @@ class TrainConfig:
     )
     device: str = "auto"  # auto | cpu | cuda | mps
     seed: CountOrZero = 0
+    init_from: str | None = None  # a run or model folder whose weights it begins with, where it has
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaged weights
     strategy: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and moments lie spread over the ranks
     compile: Literal["auto", "always", "never"] = "auto"  # blocks, by torch.compile; auto: on CUDA

@@ -14,6 +14,19 @@ EvalSample = tuple[str, tuple[str, ...], dict[str, Any]]  # key, captions, meta
 
 
 @dataclass(frozen=True)
+class HeadTexts:
+    """What the captioner learns where it is not the captions alone: prompts and their answers too.
+
+    Attributes:
+        tokens: As those of the batch: a caption, or a question and its answer.
+        num_given: How many of them are given and not learned: 1 of a caption, the start.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    num_given: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of training; `images` are in channels_last memory format.
 
@@ -25,6 +38,7 @@ class Batch:
         valid: False where a sample could not be used; it keeps its slot.
         bad: What could not be used, by reason.
         visits: A number for each (seed, epoch, sample id): what the device draws follows from it.
+        head_texts: What the captioner learns; None: the captions.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
@@ -34,6 +48,7 @@ class Batch:
     valid: Bool[Tensor, " B"]
     bad: Tally[Place]
     visits: Int[Tensor, " B"]
+    head_texts: HeadTexts | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous from pinned memory."""
@@ -44,6 +59,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        texts = self.head_texts
         return Batch(
             function(self.images),
             function(self.tokens),
@@ -52,6 +68,7 @@ class Batch:
             function(self.valid),
             self.bad,
             function(self.visits),
+            texts and HeadTexts(function(texts.tokens), function(texts.num_given)),
         )
 
 

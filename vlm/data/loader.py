@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +16,28 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vlm.data.batch import Batch, EvalBatch, EvalSample
+from vlm.data.batch import Batch, EvalBatch, EvalSample, HeadTexts
 from vlm.data.dataset import Dataset
 from vlm.data.decode import read_header
 from vlm.data.order import Order, check_divides, draws_of_visit, hashes_of_visits
 from vlm.data.prefetch import look_ahead
-from vlm.data.samples import BadSample
+from vlm.data.samples import BadSample, questions_of
 from vlm.data.tally import Place, Tally
 from vlm.data.transforms import EvalTransform, Pixels, TrainTransform
 from vlm.data.workers import build_in_order
 from vlm.tokenizer import Tokenizer, caption_id
+
+
+class Questions(NamedTuple):
+    """What the captioner learns beside captions.
+
+    Attributes:
+        field: Of the json: a list of {"question": ..., "answer": ...}.
+        fraction: Of the visits to samples that have some, those in which an answer is learned.
+    """
+
+    field: str
+    fraction: float
 
 
 def training_batches(
@@ -43,6 +56,7 @@ def training_batches(
     cache_bytes: int = 0,
     pin_memory: bool = False,
     shuffle_tags: bool = False,
+    questions: Questions | None = None,
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches from `first_micro_batch` on, endlessly; closing ends the workers.
 
@@ -67,6 +81,7 @@ def training_batches(
         pin_memory: Page-locked batches, for a GPU.
         shuffle_tags: Whether the parts of a caption between commas come in random order, so that a
             short context shows them all over time; what stands before a colon stays in front.
+        questions: What the captioner learns beside captions; None for captions alone.
 
     Raises:
         ConfigError: `world_size` x `micro_batch_size` does not divide the global batch.
@@ -89,6 +104,7 @@ def training_batches(
         slices_per_step=per_step,
         cache_bytes=worker_cache_bytes,
         shuffle_tags=shuffle_tags,
+        questions=questions,
     )
     if world_size % ranks_per_node:
         ranks_per_node = 1  # nodes of unequal size: each rank looks ahead for itself
@@ -135,6 +151,24 @@ def evaluation_batches(
     )
 
 
+class _Kept(NamedTuple):
+    """A sample as it is read, or lies in the cache."""
+
+    image: bytes | Pixels
+    captions: tuple[str, ...]
+    asked: tuple[tuple[str, str], ...]
+
+
+class _Visit(NamedTuple):
+    """What a visit shows: the caption, and the captioner's text with what is given of it."""
+
+    image: Pixels
+    tokens: Int[np.ndarray, " l"]
+    caption_id: int
+    head_tokens: Int[np.ndarray, " h"]
+    given: int
+
+
 class _TrainingBuilder:
     """Builds any micro-batch of training; lives in one worker, with its caches."""
 
@@ -151,6 +185,7 @@ class _TrainingBuilder:
         slices_per_step: int,
         cache_bytes: int,
         shuffle_tags: bool,
+        questions: Questions | None,
     ) -> None:
         self.dataset = dataset
         self.order = order
@@ -161,8 +196,9 @@ class _TrainingBuilder:
         self.slices = slices
         self.slices_per_step = slices_per_step
         self.shuffle_tags = shuffle_tags
+        self.questions = questions
         self.cache_room = cache_bytes
-        self.cache: dict[int, tuple[Pixels, tuple[str, ...]]] = {}
+        self.cache: dict[int, _Kept] = {}
         self.encode = lru_cache(maxsize=32768)(self._encode)
         self.blank_tokens = tokenizer("").numpy()
 
@@ -174,11 +210,18 @@ class _TrainingBuilder:
         caption_ids = np.zeros(len(ids), dtype=np.int64)
         valid = np.ones(len(ids), dtype=np.bool_)
         bad: Tally[Place] = Tally()
+        head_tokens, num_given = tokens.copy(), np.ones(len(ids), dtype=np.int64)
         rows = images.permute(0, 2, 3, 1).numpy()
         for row, visit in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
             try:
-                rows[row], text, caption_ids[row] = self._visit(*visit)
-                tokens[row, : len(text)] = text
+                seen = self._visit(*visit)
+                rows[row], caption_ids[row], num_given[row] = (
+                    seen.image,
+                    seen.caption_id,
+                    seen.given,
+                )
+                tokens[row, : len(seen.tokens)] = seen.tokens
+                head_tokens[row, : len(seen.head_tokens)] = seen.head_tokens
             except BadSample as error:
                 valid[row] = False
                 bad.add(error.reason, self.dataset.place(visit[1]))
@@ -190,33 +233,43 @@ class _TrainingBuilder:
             torch.from_numpy(valid),
             bad,
             torch.from_numpy(hashes_of_visits(self.seed, epochs, ids)),
+            HeadTexts(torch.from_numpy(head_tokens), torch.from_numpy(num_given))
+            if self.questions
+            else None,
         )
 
-    def _visit(self, epoch: int, sample_id: int) -> tuple[Pixels, Int[np.ndarray, " l"], int]:
-        """Pixels, token ids and caption id of one visit to a sample."""
-        image, captions = self._sample(sample_id)
+    def _visit(self, epoch: int, sample_id: int) -> "_Visit":
+        """What one visit to a sample shows."""
+        image, captions, asked = self._sample(sample_id)
         draws = draws_of_visit(self.seed, epoch, sample_id)
         caption = captions[int(next(draws) * len(captions))]
         if self.shuffle_tags:
             caption = _shuffled(caption, draws)
-        return self.transform(image, draws), *self.encode(caption)
+        pixels = self.transform(image, draws)
+        tokens, number = self.encode(caption)
+        if self.questions and asked and next(draws) < self.questions.fraction:
+            question, answer = asked[int(next(draws) * len(asked))]
+            given, whole = (self.encode(text)[0] for text in (question, f"{question} {answer}"))
+            return _Visit(pixels, tokens, number, whole, min(len(given), len(whole)) - 1)
+        return _Visit(pixels, tokens, number, tokens, 1)
 
-    def _sample(self, sample_id: int) -> tuple[bytes | Pixels, tuple[str, ...]]:
-        """A sample's picture, decoded if it is in the cache or fits there, and its captions."""
+    def _sample(self, sample_id: int) -> "_Kept":
+        """A sample's picture, decoded if it is in the cache or fits there, and its texts."""
         if (cached := self.cache.get(sample_id)) is not None:
             return cached
         sample = self.dataset.read(sample_id)
         if not sample.captions:
             raise BadSample("text.missing", sample.key)
+        asked = questions_of(sample.meta, self.questions.field) if self.questions else ()
         if self.cache_room <= 0:
-            return sample.image, sample.captions
+            return _Kept(sample.image, sample.captions, asked)
         encoded = read_header(sample.image)
         width, height = encoded.size
         size_bytes = 3 * width * height + 1024  # and what is around it
         if size_bytes > self.cache_room or not self.transform.can_reuse(width, height):
-            return sample.image, sample.captions
+            return _Kept(sample.image, sample.captions, asked)
         self.cache_room -= size_bytes
-        self.cache[sample_id] = encoded.pixels(), sample.captions
+        self.cache[sample_id] = _Kept(encoded.pixels(), sample.captions, asked)
         return self.cache[sample_id]
 
     def _encode(self, caption: str) -> tuple[Int[np.ndarray, " l"], int]:

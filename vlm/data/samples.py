@@ -36,6 +36,25 @@ class BadSample(Exception):
         return f"{self.reason}: {self.detail}"
 
 
+def questions_of(meta: dict[str, Any], field: str) -> tuple[tuple[str, str], ...]:
+    """The (question, answer) pairs in a field of a sample's meta; none where it is absent.
+
+    Raises:
+        BadSample: `text.questions`: it is no list of objects with both as texts.
+    """
+    found = meta.get(field)
+    if found is None:
+        return ()
+    try:
+        pairs = [(pair["question"], pair["answer"]) for pair in found]
+    except (TypeError, KeyError):
+        pairs = [(None, None)]
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        rule = 'is not a list of {"question": ..., "answer": ...}'
+        raise BadSample("text.questions", f'"{field}" {rule}')
+    return tuple(pairs)
+
+
 def parse_texts(
     *, json_text: bytes | None = None, txt: bytes | None = None, cls: bytes | None = None
 ) -> tuple[tuple[str, ...], dict[str, Any]]:

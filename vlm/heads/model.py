@@ -31,6 +31,7 @@ class Captions(NamedTuple):
     Attributes:
         first: Row of the first of them.
         every: n.
+        of_texts: The inputs are the encoders' own tokens.
         inputs: Of the decoder.
         targets: The tokens that follow.
         mask: Which of them count.
@@ -38,6 +39,7 @@ class Captions(NamedTuple):
 
     first: int
     every: int
+    of_texts: bool
     inputs: Int[Tensor, "b T"]
     targets: Int[Tensor, "b T"]
     mask: Bool[Tensor, "b T"]
@@ -152,7 +154,9 @@ class VisionLanguageModule(nn.Module):
         rows = slice(captions.first, None, captions.every)
         read: Tensor = captions.inputs
         if isinstance(self.captioner, Coca):
-            read = features.text_states[rows, : read.shape[1]]
+            text = self.encoders.text
+            states = features.text_states[rows] if captions.of_texts else text.states(read)
+            read = states[:, : read.shape[1]]
         hidden = self.captioner(features.image_tokens[rows], read)
         loss = caption_loss(
             hidden, vocabulary, captions.targets, captions.mask, tile_bytes=tile_bytes
@@ -162,10 +166,11 @@ class VisionLanguageModule(nn.Module):
 
 def _of_rows(captions: Captions, rows: slice) -> Captions:
     """Those of a micro-batch. Where it has none, the captioner still runs: all ranks must."""
-    first, every, *tensors = captions
+    first, every, of_texts, *tensors = captions
     start, stop = (math.ceil((row - first) / every) for row in (rows.start, rows.stop))
     start = max(0, start)
-    return Captions(first + start * every - rows.start, every, *(t[start:stop] for t in tensors))
+    first += start * every - rows.start
+    return Captions(first, every, of_texts, *(t[start:stop] for t in tensors))
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModule:

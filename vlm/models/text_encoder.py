@@ -96,6 +96,13 @@ class TextEncoder(nn.Module):
         features: Tensor = self.projection(self.norm(pooled))
         return features, x
 
+    def states(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
+        """The last states alone, of any texts."""
+        x: Tensor = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return x
+
     def extend(
         self, tokens: Int[Tensor, "B T"], past: Sequence[KeysValues] | None, length: int
     ) -> tuple[Float[Tensor, "B T W"], list[KeysValues]]:

@@ -61,7 +61,7 @@ class Objective:
         """Run the model and weigh its terms; `batch` is on the model's device."""
         pairs = self._pairs(batch)
         tokens = trim(batch.tokens, self.eot_id)
-        captions = self._captions(tokens, batch.valid)
+        captions = self._captions(tokens, batch)
         outputs: Outputs = model(
             batch.images,
             tokens,
@@ -119,14 +119,18 @@ class Objective:
             duplicates=self.loss.duplicates,
         )
 
-    def _captions(self, tokens: Tensor, valid: Tensor) -> Captions | None:
+    def _captions(self, tokens: Tensor, batch: Batch) -> Captions | None:
         """Of every n-th pair of the global batch, however many ranks share it."""
         if not self.captions:
             return None
+        texts, num_given = batch.head_texts, None
         every = self.loss.caption_every
         first = -distributed.rank() * len(tokens) % every
         rows = slice(first, None, every)
-        return Captions(first, every, *caption_targets(tokens[rows], self.eot_id, valid[rows]))
+        if texts is not None:
+            tokens, num_given = trim(texts.tokens, self.eot_id), texts.num_given[rows]
+        targets = caption_targets(tokens[rows], self.eot_id, batch.valid[rows], num_given)
+        return Captions(first, every, texts is None, *targets)
 
     def _contrastive(self, outputs: Outputs, texts: Tensor, pairs: Pairs) -> Tensor:
         """The mean over the whole features and their Matryoshka prefixes."""

@@ -11,7 +11,7 @@ from torch import nn
 from vlm.config.schema import Config
 from vlm.data.batch import Batch
 from vlm.data.dataset import Dataset
-from vlm.data.loader import training_batches
+from vlm.data.loader import Questions, training_batches
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
@@ -24,6 +24,7 @@ from vlm.runtime.peak import peak_flops
 from vlm.runtime.seeding import derive
 from vlm.tokenizer import Tokenizer, build_tokenizer
 from vlm.training.accounts import Accounts
+from vlm.training.beginning import begin_with
 from vlm.training.flops import count_flops
 from vlm.training.memory import MemoryPlan, plan_memory
 from vlm.training.objective import Objective
@@ -73,6 +74,9 @@ class Parts:
             num_workers=config.data.num_workers,
             cache_bytes=int(config.data.cache_gib * 2**30),
             shuffle_tags=augment.shuffle_tags,
+            questions=Questions(config.data.questions, config.data.question_fraction)
+            if config.data.questions
+            else None,
             pin_memory=self.step.device.type == "cuda",
         )
 
@@ -101,14 +105,19 @@ def count_steps(config: Config, num_samples: int) -> int:
 
 def build_parts(config: Config, ranks: Ranks) -> Parts:
     """Everything a run needs, with fresh weights that depend on train.seed alone."""
-    trackers = Trackers(config, is_main=ranks.is_main)
-    device = choose_device(config.train.device, ranks.local_rank)
+    train, trackers = config.train, Trackers(config, is_main=ranks.is_main)
+    device = choose_device(train.device, ranks.local_rank)
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
         data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
     tokenizer = tokenizer_for(config, data.dataset)
-    torch.manual_seed(derive("weights", config.train.seed))
-    module = build_model(config.model, tokenizer).to(device)
+    torch.manual_seed(derive("weights", train.seed))
+    module = build_model(config.model, tokenizer)
+    if train.init_from is not None:
+        fresh = begin_with(module, train.init_from, tokenizer)
+        if ranks.is_main and fresh:
+            print(f"{train.init_from} has no {', '.join(fresh)}: fresh weights there")
+    module.to(device)
     num_steps = count_steps(config, len(data.dataset))
     step, memory, accounts = _build_step(config, module, tokenizer, num_steps, device, ranks)
     return Parts(config, data, tokenizer, num_steps, step, trackers, memory, accounts)

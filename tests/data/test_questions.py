@@ -1,0 +1,110 @@
+"""What the captioner learns beside captions: questions with their answers."""
+
+import io
+import json
+from itertools import islice
+
+import pytest
+from PIL import Image
+
+from vlm.data.dataset import open_shards
+from vlm.data.loader import Questions, training_batches
+from vlm.data.order import SampleOrder
+from vlm.data.transforms import TrainTransform
+from vlm.losses.caption import caption_targets
+from vlm.tokenizer import train_bpe
+
+NUM = 12
+PAIRS = [{"question": "what is it?", "answer": "a cat"}, {"question": "how many?", "answer": "two"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["a picture", *(f"{p['question']} {p['answer']}" for p in PAIRS)]
+    return train_bpe(texts, vocab_size=300, context_length=12)
+
+
+@pytest.fixture
+def start(make_shard, tokenizer):
+    """Batches of samples of which the first has no questions, and the second broken ones."""
+    opened = []
+
+    def start(questions, **options):
+        fields = [{}, {"qa": [{"question": 5}]}, *({"qa": PAIRS} for _ in range(NUM - 2))]
+        samples = [
+            (f"s{n:02}", {"json": json.dumps({"caption": "a picture", **more}).encode()})
+            for n, more in enumerate(fields)
+        ]
+        dataset = open_shards(str(make_shard(with_pictures(samples), "part-0.tar")))
+        batches = training_batches(
+            dataset,
+            SampleOrder(dataset.shard_sizes, seed=1, streams=1, global_batch_size=NUM),
+            transform=TrainTransform(8),
+            tokenizer=tokenizer,
+            seed=0,
+            micro_batch_size=NUM,
+            questions=questions,
+            **options,
+        )
+        opened.append(batches)
+        return batches
+
+    yield start
+    for batches in opened:
+        batches.close()
+
+
+def with_pictures(samples):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    return [(key, {**fields, "png": file.getvalue()}) for key, fields in samples]
+
+
+def given_and_learned(batch, tokenizer, row):
+    texts = batch.head_texts
+    _, targets, mask = caption_targets(texts.tokens, tokenizer.eot_id, batch.valid, texts.num_given)
+    given = texts.tokens[row, : texts.num_given[row]]
+    return tokenizer.decode(given[1:]), tokenizer.decode(targets[row][mask[row]])
+
+
+def learned(batch, tokenizer):
+    rows = [row for row in range(NUM) if batch.valid[row]]
+    return {int(batch.sample_ids[r]): given_and_learned(batch, tokenizer, r) for r in rows}
+
+
+def test_only_the_answer_is_learned_and_the_caption_is_left_to_the_encoders(start, tokenizer):
+    batch = next(start(Questions("qa", 1.0)))
+    found = learned(batch, tokenizer)
+    assert found.pop(0) == ("", "a picture")
+    expected = {(pair["question"], pair["answer"]) for pair in PAIRS}
+    assert set(found.values()) == expected
+    for row in batch.valid.nonzero()[:, 0]:
+        assert tokenizer.decode(batch.tokens[row][1:]) == "a picture"
+
+
+def test_a_broken_field_is_a_bad_sample(start):
+    batch = next(start(Questions("qa", 1.0)))
+    assert batch.bad.as_json()["counts"] == {"text.questions": 1}
+    assert int((~batch.valid).sum()) == 1
+
+
+def test_the_fraction_decides_how_often(start, tokenizer):
+    asked = 0
+    for batch in islice(start(Questions("qa", 0.25)), 60):
+        asked += sum(given != "" for given, _ in learned(batch, tokenizer).values())
+    assert asked / (60 * (NUM - 2)) == pytest.approx(0.25, abs=0.06)
+
+
+def test_what_is_asked_depends_on_no_worker_and_no_start(start, tokenizer):
+    questions = Questions("qa", 0.5)
+    expected = [learned(b, tokenizer) for b in islice(start(questions), 6)]
+    late = start(questions, num_workers=2, first_micro_batch=3)
+    assert [learned(b, tokenizer) for b in islice(late, 3)] == expected[3:]
+
+
+def test_pictures_and_captions_are_those_of_a_run_without_questions(start):
+    plain, asked = next(start(None)), next(start(Questions("qa", 0.5)))
+    assert plain.head_texts is None
+    rows = asked.valid
+    assert plain.images[rows].equal(asked.images[rows])
+    assert plain.tokens[rows].equal(asked.tokens[rows])
