@@ -17,7 +17,14 @@ COCA = {
 }
 
 
-@pytest.fixture(scope="module", params=[{}, COCA], ids=["captioner", "coca"])
+MASKED = {
+    "model.text.language_head": True,
+    "model.text.attention": "bidirectional",
+    "model.text.pool": "mean",
+}
+
+
+@pytest.fixture(scope="module", params=[{}, COCA, MASKED], ids=["captioner", "coca", "masked"])
 def parts(config, request):
     changes = {"loss.caption_every": 7, "train.global_batch_size": 24, **request.param}
     return build_parts(load_config(config, changes), Ranks())

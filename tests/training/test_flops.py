@@ -13,8 +13,10 @@ from vlm.data.transforms import normalize
 from vlm.heads.model import Captions, build_model
 from vlm.losses.caption import caption_targets
 from vlm.runtime.device import arithmetic
+from vlm.runtime.distributed import Ranks
 from vlm.tokenizer import train_bpe
 from vlm.training.flops import count_flops
+from vlm.training.setup import build_parts
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,28 @@ def test_coca_costs_what_pytorch_counts(config, tokenizer):
     flops = count_flops(model).step(4, 9, captioned_rows=2)
     found = counted_by_pytorch(model, rows=4, length=9, every=2)
     assert flops.needed - flops.loss.needed == found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model.text.attention": "bidirectional", "model.text.pool": "mean"}],
+    ids=["next token", "masked"],
+)
+def test_language_modelling_costs_what_pytorch_counts(config, changes):
+    """But for the share of a text that is masked, which is drawn."""
+    settings = {"train.device": "cpu", "model.text.language_head": True, **changes}
+    parts = build_parts(load_config(config, settings), Ranks())
+    batches = parts.batches(0, Ranks())
+    batch = next(batches)
+    batches.close()
+    tokens = batch.tokens.clone()
+    tokens[:, 1:-1], tokens[:, -1] = 5, parts.tokenizer.eot_id  # no padding
+    step = parts.step
+    objective = replace(step.objective, captions=False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        objective(step.module, replace(batch, tokens=tokens)).loss.backward()
+    flops = count_flops(step.module).step(*tokens.shape)
+    assert flops.needed == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("part", ["encoders.image.trunk", "encoders.text"])

@@ -26,6 +26,7 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
     yield from _check_duration(config)
     yield from _check_divisible(config, "train.global_batch_size", "data.streams")
     yield from _check_divisible(config, "model.text.width", "model.text.num_heads")
+    yield from _check_text(config)
     if config.model.captioner:
         yield from _check_divisible(config, "model.captioner.width", "model.captioner.num_heads")
         yield from _check_coca(config)
@@ -44,6 +45,15 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
             yield Problem((key,), f"{key} is the text {shown(value)}; write true or false")
 
 
+def _check_text(config: Config) -> Iterator[Problem]:
+    text, keys = config.model.text, ("model.text.attention", "model.text.pool")
+    if text.attention == "bidirectional" and text.pool == "eot":
+        yield Problem(keys, f"{keys[1]}=eot is of causal attention; use mean or cls")
+    if not text.language_head and config.loss.language_weight != 1.0:
+        keys = ("loss.language_weight", "model.text.language_head")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}=true; set it, or remove it")
+
+
 def _check_coca(config: Config) -> Iterator[Problem]:
     head, keys = config.model.captioner, ("model.captioner.width", "model.text.width")
     width = config.model.text.width
@@ -52,6 +62,9 @@ def _check_coca(config: Config) -> Iterator[Problem]:
             f"{keys[0]} ({head.width}) must be {keys[1]} ({width}), whose states coca goes on from"
         )
         yield Problem(keys, rule)
+    if head and head.kind == "coca" and config.model.text.attention != "causal":
+        keys = ("model.captioner.kind", "model.text.attention")
+        yield Problem(keys, f"{keys[0]}=coca needs {keys[1]}=causal: captions grow token by token")
 
 
 def _check_contrastive(config: Config) -> Iterator[Problem]:

@@ -107,14 +107,16 @@ class ImageConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TextConfig:
-    """The text encoder: a causal Transformer that pools at the end-of-text token."""
+    """The text encoder: a Transformer, CLIP's by default."""
 
     tokenizer: str = "clip"  # clip | bpe:SIZE (trained on the training captions) | a tokenizer.json
     context_length: Annotated[int, Field(ge=3)] = 77
     width: Count = 512
     depth: Count = 12
     num_heads: Count = 8
-    pool: Literal["eot", "cls"] = "eot"  # cls: at a class token of its own, as CoCa
+    attention: Literal["causal", "bidirectional"] = "causal"
+    pool: Literal["eot", "cls", "mean"] = "eot"  # cls: at a class token of its own, as CoCa
+    language_head: bool = False  # predicts the next token; of bidirectional attention, masked ones
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -143,7 +145,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
-    """What is minimised: contrastive + caption_weight * caption + distill_weight * distill."""
+    """What is minimised: contrastive, and caption, language and distill times their weights."""
 
     contrastive: Literal["info_nce", "sigmoid"] = "info_nce"  # CLIP's; SigLIP's, arXiv 2303.15343
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of info_nce
@@ -152,6 +154,7 @@ class LossConfig:
     distill: str | None = None  # a teacher's run or model folder: its similarities are learned too
     distill_weight: Annotated[float, Field(ge=0)] = 1.0
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
+    language_weight: Annotated[float, Field(ge=0)] = 1.0  # used with model.text.language_head
     caption_every: Count = 1  # n: every n-th pair of a global batch is captioned
 
 

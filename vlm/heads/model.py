@@ -15,6 +15,7 @@ from vlm.config.schema import ModelConfig
 from vlm.errors import ConfigError
 from vlm.heads.captioner import Captioner
 from vlm.heads.coca import Coca, CocaDecoder
+from vlm.heads.language import LanguageHead, LanguageTargets, language_states
 from vlm.losses.caption import caption_loss
 from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder, Features
@@ -22,7 +23,7 @@ from vlm.models.image_encoder import ImageEncoder
 from vlm.models.text_encoder import TextEncoder
 from vlm.tokenizer import Tokenizer
 
-_Part = tuple[Tensor, Tensor, Tensor]  # features of images and texts, summed caption loss
+_Part = tuple[Tensor, Tensor, Tensor, Tensor]  # features; summed losses of captions and language
 
 
 class Captions(NamedTuple):
@@ -55,6 +56,7 @@ class Outputs:
         logit_scale: [], already exponentiated and clamped.
         logit_bias: []; None where the model has none.
         caption_loss: [], summed over tokens; None without captions.
+        language_loss: [], summed over tokens; None without targets.
     """
 
     image: Tensor
@@ -62,15 +64,22 @@ class Outputs:
     logit_scale: Tensor
     logit_bias: Tensor | None
     caption_loss: Tensor | None
+    language_loss: Tensor | None
 
 
 class VisionLanguageModule(nn.Module):
     """One module, so that DDP and FSDP wrap one `forward` and see every parameter once."""
 
-    def __init__(self, encoders: DualEncoder, captioner: Captioner | Coca | None = None) -> None:
+    def __init__(
+        self,
+        encoders: DualEncoder,
+        captioner: Captioner | Coca | None = None,
+        language_head: LanguageHead | None = None,
+    ) -> None:
         super().__init__()
         self.encoders = encoders
         self.captioner = captioner
+        self.language_head = language_head
 
     def decoder(self) -> Captioner | CocaDecoder:
         """What writes texts.
@@ -91,6 +100,7 @@ class VisionLanguageModule(nn.Module):
         images: UInt8[Tensor, "B 3 S S"],
         tokens: Int[Tensor, "B L"],
         captions: Captions | None = None,
+        language: LanguageTargets | None = None,
         *,
         prepare: Callable[[Tensor], Tensor],
         visits: Int[Tensor, " B"] | None = None,
@@ -108,6 +118,7 @@ class VisionLanguageModule(nn.Module):
             images: As they are loaded.
             tokens: Of the texts.
             captions: What the captioner learns.
+            language: What the language head learns.
             prepare: From images to normalised pixels; a part at a time.
             visits: What patch dropout follows from.
             micro_batch_size: Samples that are in memory at a time; None for all.
@@ -125,17 +136,19 @@ class VisionLanguageModule(nn.Module):
                 tokens[rows],
                 None if visits is None else visits[rows],
                 captions and _of_rows(captions, rows),
+                language and language.of_rows(rows),
                 tile_bytes,
             )
             for rows in slices
         ]
-        image, text, losses = zip(*parts, strict=True)
+        image, text, caption_losses, language_losses = zip(*parts, strict=True)
         return Outputs(
             torch.cat(image),
             torch.cat(text),
             self.encoders.scale(),
             self.encoders.bias(),
-            torch.stack(losses).sum() if captions else None,
+            torch.stack(caption_losses).sum() if captions else None,
+            torch.stack(language_losses).sum() if language else None,
         )
 
     def _encode(
@@ -145,11 +158,19 @@ class VisionLanguageModule(nn.Module):
         tokens: Tensor,
         visits: Tensor | None,
         captions: Captions | None,
+        language: LanguageTargets | None,
         tile_bytes: int,
     ) -> _Part:
         features: Features = self.encoders(prepare(images), tokens, visits)
-        if captions is None or self.captioner is None:
-            return features.image, features.text, features.image.new_zeros(())
+        of_captions = of_language = features.image.new_zeros(())
+        if captions is not None:
+            of_captions = self._caption_loss(features, captions, tile_bytes)
+        if language is not None:
+            of_language = self._language_loss(features, tokens, language, tile_bytes)
+        return features.image, features.text, of_captions, of_language
+
+    def _caption_loss(self, features: Features, captions: Captions, tile_bytes: int) -> Tensor:
+        assert self.captioner is not None
         vocabulary = self.captioner.vocabulary
         rows = slice(captions.first, None, captions.every)
         read: Tensor = captions.inputs
@@ -158,10 +179,20 @@ class VisionLanguageModule(nn.Module):
             states = features.text_states[rows] if captions.of_texts else text.states(read)
             read = states[:, : read.shape[1]]
         hidden = self.captioner(features.image_tokens[rows], read)
-        loss = caption_loss(
+        return caption_loss(
             hidden, vocabulary, captions.targets, captions.mask, tile_bytes=tile_bytes
         )
-        return features.image, features.text, loss
+
+    def _language_loss(
+        self, features: Features, tokens: Tensor, language: LanguageTargets, tile_bytes: int
+    ) -> Tensor:
+        assert self.language_head is not None
+        text, states = self.encoders.text, features.text_states
+        hidden = language_states(text, self.language_head, tokens, language, states)
+        vocabulary = text.token_embedding.weight
+        return caption_loss(
+            hidden, vocabulary, language.targets, language.mask, tile_bytes=tile_bytes
+        )
 
 
 def _of_rows(captions: Captions, rows: slice) -> Captions:
@@ -198,6 +229,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         embed_dim=config.embed_dim,
         eot_id=tokenizer.eot_id,
         pool=config.text.pool,
+        causal=config.text.attention == "causal",
         activation=config.activation,
     )
     encoders = DualEncoder(
@@ -207,7 +239,11 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer) -> VisionLanguageModu
         max_logit_scale=config.max_logit_scale,
         init_logit_bias=config.init_logit_bias,
     )
-    return VisionLanguageModule(encoders, _build_captioner(config, tokenizer, image.token_width))
+    captioner = _build_captioner(config, tokenizer, image.token_width)
+    language_head = None
+    if config.text.language_head:
+        language_head = LanguageHead(config.text.width, masked=not text.causal)
+    return VisionLanguageModule(encoders, captioner, language_head)
 
 
 def _build_captioner(

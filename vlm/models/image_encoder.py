@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError
+from vlm.models.draws import integers
 from vlm.runtime import torchvision_guard
 
 Pool = Literal["token", "avg", "map", "queries"]
@@ -122,19 +123,11 @@ class PatchDropout(nn.Module):
         if not self.training:
             return x
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        numbers = torch.arange(patches.shape[1], device=x.device)
         rows = torch.arange(len(x), device=x.device) if self.visits is None else self.visits
-        draws = _mixed(rows[:, None] + _mixed(numbers + 1))
+        draws = integers(rows, patches.shape[1])
         num_kept = max(1, int(patches.shape[1] * (1 - self.rate)))
         kept = draws.argsort(dim=1)[:, :num_kept, None].expand(-1, -1, x.shape[2])
         return torch.cat([prefix, patches.gather(1, kept)], dim=1)
-
-
-def _mixed(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Murmur3's 64-bit finaliser: close numbers come out unrelated."""
-    for multiplier in (-0xAE502812AA7333, -0x3B314601E57A13AD):  # as signed numbers
-        x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * multiplier  # a logical shift
-    return x ^ ((x >> 33) & 0x7FFFFFFF)
 
 
 class AttentionPool(nn.Module):

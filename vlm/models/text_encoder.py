@@ -1,4 +1,4 @@
-"""The text encoder: a causal Transformer, pooled at the end-of-text token or a class token."""
+"""The text encoder: a Transformer, causal or bidirectional, and how it pools."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm.models.transformer import Activation, Block, KeysValues, init_blocks
 
-TextPool = Literal["eot", "cls"]
+TextPool = Literal["eot", "cls", "mean"]
 
 
 def text_lengths(tokens: Int[Tensor, "B L"], eot_id: int) -> Int[Tensor, " B"]:
@@ -37,8 +37,9 @@ class TextEncoder(nn.Module):
         num_heads: H.
         embed_dim: D.
         eot_id: Ends a text.
-        pool: "eot" (its last token, as CLIP) or "cls" (a class token behind it, which sees all of
-            it; CoCa, arXiv 2205.01917, section 3.2).
+        pool: "eot" (its last token, as CLIP), "cls" (a class token behind it, which sees all of it;
+            CoCa, arXiv 2205.01917, section 3.2) or "mean" (of all tokens).
+        causal: Tokens see those before them; else all of their text.
         activation: Of the MLPs.
     """
 
@@ -53,10 +54,13 @@ class TextEncoder(nn.Module):
         embed_dim: int,
         eot_id: int,
         pool: TextPool = "eot",
+        causal: bool = True,
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.eot_id = eot_id
+        self.pool = pool
+        self.causal = causal
         self.class_embedding = nn.Parameter(torch.empty(width)) if pool == "cls" else None
         self.context_length = context_length
         self.token_embedding = nn.Embedding(vocab_size, width)
@@ -81,32 +85,57 @@ class TextEncoder(nn.Module):
         self, tokens: Int[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"]]:
         """Features, not normalised, and the last states; any L up to `context_length`."""
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        lengths, mask = text_lengths(tokens, self.eot_id), None
+        x, lengths = self._embedded(tokens), text_lengths(tokens, self.eot_id)
+        has_class = self.class_embedding is not None
         if self.class_embedding is not None:
             last = self.class_embedding + self.positional_embedding[-1]
             x = torch.cat([x, last.expand(len(x), 1, -1)], dim=1)
-            mask = _class_mask(lengths, tokens.shape[1])
+        x = self._through_blocks(x, lengths, has_class=has_class)
+        states = x[:, : tokens.shape[1]]
+        features: Tensor = self.projection(self.norm(self._pooled(x, lengths)))
+        return features, states
+
+    def _pooled(self, x: Tensor, lengths: Int[Tensor, " B"]) -> Float[Tensor, "B W"]:
+        if self.class_embedding is not None:
+            return x[:, -1]
+        if self.pool == "eot":
+            return x[torch.arange(len(x), device=x.device), lengths - 1]
+        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        return (x * inside[:, :, None]).sum(dim=1) / lengths[:, None]
+
+    def states(
+        self,
+        tokens: Int[Tensor, "B L"],
+        *,
+        hidden: Bool[Tensor, "B L"] | None = None,
+        mask_embedding: Float[Tensor, " W"] | None = None,
+    ) -> Float[Tensor, "B L W"]:
+        """The last states alone; `mask_embedding` stands where tokens are `hidden`."""
+        x = self._embedded(tokens, hidden, mask_embedding)
+        return self._through_blocks(x, text_lengths(tokens, self.eot_id), has_class=False)
+
+    def _embedded(
+        self, tokens: Tensor, hidden: Tensor | None = None, mask_embedding: Tensor | None = None
+    ) -> Float[Tensor, "B L W"]:
+        x = self.token_embedding(tokens)
+        if hidden is not None and mask_embedding is not None:
+            x = torch.where(hidden[:, :, None], mask_embedding.to(x.dtype), x)
+        embedded: Tensor = x + self.positional_embedding[: tokens.shape[1]]
+        return embedded
+
+    def _through_blocks(self, x: Tensor, lengths: Tensor, *, has_class: bool) -> Tensor:
+        mask = None
+        if has_class or not self.causal:
+            mask = _mask(lengths, x.shape[1], causal=self.causal, has_class=has_class)
         for block in self.blocks:
             x = block(x, mask=mask)
-        if mask is not None:
-            pooled, x = x[:, -1], x[:, :-1]
-        else:
-            pooled = x[torch.arange(len(x), device=x.device), lengths - 1]  # [B, W]
-        features: Tensor = self.projection(self.norm(pooled))
-        return features, x
-
-    def states(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L W"]:
-        """The last states alone, of any texts."""
-        x: Tensor = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
         return x
 
     def extend(
         self, tokens: Int[Tensor, "B T"], past: Sequence[KeysValues] | None, length: int
     ) -> tuple[Float[Tensor, "B T W"], list[KeysValues]]:
         """The last states of tokens that follow `length` others: one, or the first ones."""
+        assert self.causal
         end = length + tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[length:end]
         kept = []
@@ -117,10 +146,17 @@ class TextEncoder(nn.Module):
         return x, kept
 
 
-def _class_mask(lengths: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 L L"]:
-    """Tokens see what comes before them; the class token, last, sees the text and itself."""
-    places = torch.arange(length + 1, device=lengths.device)
-    causal = places <= places[:, None]
-    of_class = (places < lengths[:, None]) | (places == length)  # [B, L]
-    is_class = places[:, None] == length  # [L, 1]
-    return torch.where(is_class, of_class[:, None], causal)[:, None]
+def _mask(
+    lengths: Int[Tensor, " B"], size: int, *, causal: bool, has_class: bool
+) -> Bool[Tensor, "B 1 L L"]:
+    """What is seen: what came before, or the text; the class token sees the text and itself."""
+    places = torch.arange(size, device=lengths.device)
+    text = places < lengths[:, None]  # [B, L]
+    if causal:
+        seen = (places <= places[:, None]).expand(len(lengths), -1, -1)
+    else:  # padding sees itself, too, so that no softmax is over nothing
+        seen = text[:, None] | torch.eye(size, dtype=torch.bool, device=lengths.device)
+    if has_class:
+        of_class = text | (places == size - 1)
+        seen = torch.cat([seen[:, :-1], of_class[:, None]], dim=1)
+    return seen[:, None]

@@ -5,7 +5,7 @@ causal or not, as in the field's figures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm.heads.coca import Coca
+from vlm.heads.language import MASKED
 from vlm.heads.model import VisionLanguageModule
 from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder
@@ -63,7 +64,7 @@ class StepFlops:
 
     Attributes:
         image: Of the image encoder.
-        text: Of the text encoder.
+        text: Of the text encoder, its language head included.
         captioner: Of the captioning head.
         loss: Of the similarities, and of the teacher they learn from.
         recomputed: What is computed a second time to save memory: not needed, and not in `needed`.
@@ -104,6 +105,7 @@ class ModelFlops:
         image: Of the image encoder; it has no length.
         text: Of the text encoder.
         captioner: Of the captioning head.
+        language: Of the language head, and of the text encoder's second pass with masked tokens.
         product: Of one image's similarity with one text, in all its forms.
         teacher_image: Of the teacher's image encoder.
         teacher_text: Of its text encoder.
@@ -113,6 +115,7 @@ class ModelFlops:
     image: PartFlops
     text: PartFlops
     captioner: PartFlops
+    language: PartFlops
     product: Flops
     teacher_image: PartFlops
     teacher_text: PartFlops
@@ -140,7 +143,8 @@ class ModelFlops:
             tile_bytes: Of logits that may exist at a time.
         """
         columns = global_rows or rows
-        image, text = self.image(rows), self.text(rows, text_length)
+        image = self.image(rows)
+        text = self.text(rows, text_length) + self.language(rows, text_length)
         captioner = self.captioner(captioned_rows, text_length - 1) if captioned_rows else Flops()
         similarities = self.product * (rows * columns)
         loss = similarities + self.teacher_image(rows) + self.teacher_text(rows, text_length)
@@ -191,6 +195,7 @@ def count_flops(module: VisionLanguageModule, objective: Objective | None = None
         image=_of_images(encoders),
         text=_of_texts(encoders),
         captioner=PartFlops() if head is None else _by_length(captioner),
+        language=PartFlops() if module.language_head is None else _of_language(module),
         product=product,
         teacher_image=_of_images(teacher) if teacher else PartFlops(),
         teacher_text=_of_texts(teacher) if teacher else PartFlops(),
@@ -211,6 +216,27 @@ def _of_images(encoders: DualEncoder) -> PartFlops:
 def _of_texts(encoders: DualEncoder) -> PartFlops:
     tokens = torch.zeros(2, encoders.text.context_length, dtype=torch.long, device="meta")
     return _by_length(lambda length: _on_meta(encoders.text, tokens[:, :length]))
+
+
+def _of_language(module: VisionLanguageModule) -> PartFlops:
+    """The head on every position, the vocabulary's product on those that are predicted."""
+    text, head = module.encoders.text, module.language_head
+    weight = text.token_embedding.weight
+    learns = any(p.requires_grad for p in text.parameters())
+
+    def run(length: int) -> None:
+        num = length - text.causal  # nothing follows the last
+        states = torch.empty(2, num, weight.shape[1], device="meta").requires_grad_(learns)
+        if not text.causal:  # a second pass, which sees the mask
+            tokens = torch.zeros(2, length, dtype=torch.long, device="meta")
+            states = _on_meta(text, tokens)[1]
+        _on_meta(head, states)
+
+    part, share = _by_length(run), 1.0 if text.causal else MASKED
+    product = 2.0 * weight.numel() * share
+    whole = Flops(product, product * (2 + weight.requires_grad))
+    row = part.row + whole * -1 if text.causal else part.row
+    return replace(part, row=row, linear=part.linear + whole)
 
 
 def _affine(run: Callable[[int], object]) -> PartFlops:

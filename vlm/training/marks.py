@@ -201,7 +201,7 @@ def _begin_model(marks: Marks) -> Callable[..., Any]:
     def begin(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        _, tokens, captions = args
+        _, tokens, captions, _ = args
         marks.text_length = tokens.shape[1]
         marks.captioned_rows = 0 if captions is None else len(captions.inputs)
         return args, {**kwargs, "prepare": marks.marked(kwargs["prepare"], NORMALIZE)}
@@ -213,6 +213,7 @@ def _end_model(marks: Marks) -> Callable[..., None]:
     def end(_: nn.Module, __: object, outputs: Outputs) -> None:
         marks.switch(OTHER)
         marks.at_gradient(outputs.caption_loss, LOSS)
+        marks.at_gradient(outputs.language_loss, LOSS)
 
     return end
 

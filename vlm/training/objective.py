@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from vlm.config.schema import LossConfig
 from vlm.data.batch import Batch
 from vlm.data.transforms import normalize
+from vlm.heads.language import LanguageTargets, language_targets
 from vlm.heads.model import Captions, Outputs
 from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
@@ -43,6 +45,7 @@ class Objective:
         std: Likewise.
         eot_id: Of the tokenizer.
         captions: Whether the model has a captioner.
+        language: The attention of a text encoder with a language head; None without one.
         micro_batch_size: Samples that are in memory at a time; None for all.
         tile_bytes: Of logits that may exist at a time, by loss.
         teacher: Whose similarities are learned; None for none.
@@ -53,6 +56,7 @@ class Objective:
     std: tuple[float, float, float]
     eot_id: int
     captions: bool
+    language: Literal["causal", "bidirectional"] | None = None
     micro_batch_size: int | None = None
     tile_bytes: int = TILE_BYTES
     teacher: TeacherModel | None = None
@@ -62,10 +66,12 @@ class Objective:
         pairs = self._pairs(batch)
         tokens = trim(batch.tokens, self.eot_id)
         captions = self._captions(tokens, batch)
+        language = self._language(tokens, batch)
         outputs: Outputs = model(
             batch.images,
             tokens,
             captions,
+            language,
             prepare=partial(normalize, mean=self.mean, std=self.std),
             visits=batch.visits,
             micro_batch_size=self.micro_batch_size,
@@ -87,7 +93,11 @@ class Objective:
             if captions is not None and outputs.caption_loss is not None:
                 count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
                 terms["loss/caption"] = outputs.caption_loss / count
+            if language is not None and outputs.language_loss is not None:
+                count = distributed.all_reduce_sum(language.mask.sum()).clamp(min=1)
+                terms["loss/language"] = outputs.language_loss / count
         weights = {
+            "loss/language": self.loss.language_weight,
             "loss/distill": self.loss.distill_weight,
             "loss/caption": self.loss.caption_weight,
         }
@@ -131,6 +141,13 @@ class Objective:
             tokens, num_given = trim(texts.tokens, self.eot_id), texts.num_given[rows]
         targets = caption_targets(tokens[rows], self.eot_id, batch.valid[rows], num_given)
         return Captions(first, every, texts is None, *targets)
+
+    def _language(self, tokens: Tensor, batch: Batch) -> LanguageTargets | None:
+        """Of all texts."""
+        if self.language is None:
+            return None
+        causal = self.language == "causal"
+        return language_targets(tokens, self.eot_id, batch.valid, batch.visits, causal=causal)
 
     def _contrastive(self, outputs: Outputs, texts: Tensor, pairs: Pairs) -> Tensor:
         """The mean over the whole features and their Matryoshka prefixes."""

@@ -71,6 +71,8 @@ def parameters_by_part(module: VisionLanguageModule) -> Iterator[tuple[str, int]
     parts = {"image encoder": module.encoders.image, "text encoder": module.encoders.text}
     if module.captioner is not None:
         parts["captioner"] = module.captioner
+    if module.language_head is not None:
+        parts["language head"] = module.language_head
     for name, part in parts.items():
         yield name, sum(p.numel() for p in part.parameters())
     yield "all", sum(p.numel() for p in module.parameters())

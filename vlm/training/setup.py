@@ -209,7 +209,8 @@ def _build_objective(
     tokenizer: Tokenizer,
     device: torch.device,
 ) -> Objective:
-    image, size, teacher = config.model.image, config.train.micro_batch_size, None
+    image, text = config.model.image, config.model.text
+    size, teacher = config.train.micro_batch_size, None
     if config.loss.distill is not None:
         teacher = load_teacher(config.loss.distill, tokenizer, device, size)
     return Objective(
@@ -218,6 +219,7 @@ def _build_objective(
         std=image.std,
         eot_id=tokenizer.eot_id,
         captions=module.captioner is not None,
+        language=text.attention if text.language_head else None,
         micro_batch_size=size,
         tile_bytes=TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES,
         teacher=teacher,
