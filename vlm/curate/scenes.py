@@ -218,7 +218,7 @@ class Studio:
 
     def compose(self, scene: Scene) -> tuple[Image.Image, list[list[int]]]:
         """The picture, and the box [x0, y0, x1, y1] of each thing in pixels, x1 and y1 outside."""
-        picture = background(scene, self._recipe.image_size)
+        picture = background(scene.background, scene.shade, self._recipe.image_size).copy()
         boxes = []
         for thing, slot in zip(scene.things, scene.slots, strict=True):
             cut, (x, y) = self._placed(thing, slot)
@@ -269,12 +269,13 @@ class Studio:
         return described | ({"colour": thing.colour} if thing.colour else {})
 
 
-def background(scene: Scene, size: int) -> Image.Image:
+@lru_cache(1000)
+def background(colour_name: str, shade: tuple[int, int], size: int) -> Image.Image:
     """A plain ground, or one that grows a little darker to one side or corner."""
-    right, down = scene.shade
+    right, down = shade
     ramp = np.arange(size)
     across = (right * (2 * ramp - size + 1))[None, :] + (down * (2 * ramp - size + 1))[:, None]
     reach = max(1, int(across.max() - across.min()))
     dark = (across - across.min()) * SHADE // reach  # [size, size]
-    colour = np.array(BACKGROUNDS[scene.background])
+    colour = np.array(BACKGROUNDS[colour_name])
     return Image.fromarray((colour - dark[..., None] * colour // 255).astype(np.uint8))

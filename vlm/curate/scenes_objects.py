@@ -9,22 +9,21 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm.config.find import YamlError, find_objects, printable, read_text, read_yaml
+from vlm.config.schema import STRICT
 from vlm.data.dataset import Dataset
 from vlm.data.decode import decode_image
 from vlm.errors import ConfigError, DataError
 
 PAPER_INK = 12  # of 255: less than this below white, as WebP's noise is, counts as paper
-_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _SQUARE = np.ones((3, 3), np.uint8)
-_STRICT = ConfigDict(extra="forbid", strict=True)
 _NAME = re.compile(r"[a-z]{2,20}")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Object:
     """One line of the list.
 
@@ -39,7 +38,7 @@ class Object:
     tint: bool = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Vocabulary:
     """What scenes may show, by name.
 
@@ -107,6 +106,8 @@ def _problems(vocabulary: Vocabulary) -> list[str]:
         for name in counts
         if not _NAME.fullmatch(name)
     ]
+    labels = Counter(vocabulary[name].label or name for name in counts)
+    problems += [f"the label {label!r} has {n} names" for label, n in labels.items() if n > 1]
     for what, listed in (("objects", vocabulary.objects), ("unseen", vocabulary.unseen)):
         if len(listed) < 4:
             problems.append(f"{what} lists {len(listed)}; at least 4 are needed to compose")

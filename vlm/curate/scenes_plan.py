@@ -44,7 +44,7 @@ BACKGROUNDS = {
     "pink": (250, 185, 210),
 }
 UNITS = 64  # a side of the picture, whatever its size in pixels
-MAX_DRAWS = 20_000  # of a scene; one in ten or more fits with a list of forty objects
+MAX_DRAWS = 2000  # of a scene; of those of the shipped list, at least one in thirty fits
 
 
 class Thing(NamedTuple):
