@@ -98,22 +98,31 @@ def test_the_batch_size_is_that_of_questions_and_changes_nothing(looking, datase
     assert sum(looking.batches) == 32
 
 
-def test_chance_is_what_the_question_alone_tells_in_training(looking, dataset, encoded, tmp_path):
-    # In training red things are asked for with "no", others not at all; the colour is mostly blue.
-    train = write(tmp_path / "train-0000.tar", encoded, ["blue", "blue", "blue", "red"])
+def test_chance_is_what_the_question_alone_tells_where_that_is_more(
+    looking, dataset, encoded, tmp_path
+):
+    train = write(tmp_path / "train-0000.tar", encoded, ["blue", "blue", "blue", "lime"])
     outcome = questions(Source(looking, dataset, log=lambda _: None), train_data=train)
+    without = outcome.details["without_looking"]
+    assert without["colour"] == {"best_constant": 5 / 8, "question_only": 2 / 8}  # all "blue"
+    # "is it lime?" was "no" in training, all else "yes": wrong for lime and for what is "no" here
+    assert without["exists"] == {"best_constant": 6 / 8, "question_only": 5 / 8}
+    knowing = write(tmp_path / "knowing-0000.tar", encoded, ["red"] * 3 + ["blue", "lime"])
+    told = questions(Source(looking, dataset, log=lambda _: None), train_data=knowing)
+    rows = {row.metric: row for row in told.rows}
+    assert told.details["without_looking"]["exists"]["question_only"] == 6 / 8
+    assert rows["accuracy/colour"].chance == 5 / 8
+    assert rows["accuracy"].chance == 11 / 16
+    assert len({o.protocol for o in (outcome, told)}) == 2
+
+
+def test_a_question_that_tells_its_answer_raises_chance(looking, encoded, tmp_path):
+    data = write(tmp_path / "b-0000.tar", encoded, ["red", "red", "red", "blue"])
+    outcome = questions(Source(looking, data, log=lambda _: None), train_data=data)
     rows = {row.metric: row for row in outcome.rows}
-    assert rows["accuracy/colour"].chance == 2 / 8  # "blue", two of eight
-    # red: "no" in training: wrong for 4 of 5; blue and lime: "yes", two of three
-    expected = [
-        {"red": "no", "blue": "yes", "lime": "yes"}[colour] == ("no" if n % 4 == 3 else "yes")
-        for n, colour in enumerate(["red", "red", "red", "blue", "lime", "red", "blue", "red"])
-    ]
-    assert rows["accuracy/exists"].chance == sum(expected) / 8
-    assert outcome.details["question_only"] == rows["accuracy"].chance
-    assert outcome.details["best_constant"] == 11 / 16
-    without = questions(Source(looking, dataset, log=lambda _: None))
-    assert without.protocol != outcome.protocol
+    assert rows["accuracy/exists"].chance == 1  # "is it blue?" is "no", "is it red?" is "yes"
+    assert rows["accuracy/colour"].chance == 3 / 4
+    assert rows["accuracy"].chance == 7 / 8
 
 
 def test_blind_answers_by_question_then_by_type():

@@ -15,6 +15,7 @@ from vlm.eval.source import Source, cluster_of
 from vlm.eval.statistics import mean_interval
 from vlm.eval.suite import evaluate
 from vlm.eval.swaps import Pairs, Swap, pairs_of, swap, swap_of, winoground
+from vlm.report.inputs import read_run
 from vlm.retrieval.embed import Item
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white"]
@@ -141,9 +142,11 @@ def test_data_without_swaps_is_an_error(model, shards):
         swap(Source(model, open_shards(str(shards)), log=lambda _: None))
 
 
-def test_a_suite_runs_it(model, pairs_tar, tmp_path):
+def test_a_suite_runs_it_and_a_report_is_not_stopped_by_it(model, pairs_tar, tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(f"tasks: [{{task: swap, split: val, data: {pairs_tar}}}]")
-    results = evaluate(model, path, log=lambda _: None)
+    out = tmp_path / "run" / "results.json"
+    results = evaluate(model, path, out=out, log=lambda _: None)
+    assert len(read_run(out.parent).results) == len(results)
     assert results[0]["metric"] == "text_score"
     assert results[0]["n"] == 5

@@ -57,12 +57,13 @@ class Blind:
 def questions(source: Source, *, train_data: Dataset | None = None) -> Outcome:
     """The share of answers whose words equal the right one's: over all questions, then by type.
 
+    Chance is the best constant answer to each type, by this data's own answers; or what a model
+    reaches that reads the question alone (`Blind`, fitted on training data), where that is better.
+
     Args:
         source: The data: pictures whose meta has "qa", a list of {"question", "answer", "type"}.
             Pictures without a question are left out, and counted in the details.
-        train_data: What the answers that chance means are learnt from: those of a model that sees
-            the question alone (`Blind`). Without it chance is the best constant answer to each
-            type, by this data's own answers.
+        train_data: What `Blind` is fitted on; without it, chance is the constant answers alone.
 
     Raises:
         ConfigError: The model can't answer.
@@ -77,17 +78,18 @@ def questions(source: Source, *, train_data: Dataset | None = None) -> Outcome:
         exact_match(said, [asked.answer])
         for said, asked in zip(answered.said, answered.asked, strict=True)
     ]
-    constant = _constant(answered.asked)
-    blind = _blind(answered.asked, train_data)
-    rows = [_row("accuracy", right, blind or constant, answered, None)]
+    constant, blind = _constant(answered.asked), _blind(answered.asked, train_data)
     kinds = sorted({asked.type for asked in answered.asked})
-    rows += [_row(f"accuracy/{kind}", right, blind or constant, answered, kind) for kind in kinds]
+    shares = {kind: _shares(answered.asked, kind, constant, blind) for kind in kinds}
+    chance = {kind: max(share for share in shares[kind].values()) for kind in kinds}
+    rows = [_row("accuracy", right, chance, answered, kinds)]
+    rows += [_row(f"accuracy/{kind}", right, chance, answered, [kind]) for kind in kinds]
     protocol = source.protocol(
         "questions",
         decoding="greedy",
         chance=None if train_data is None else train_data.fingerprint,
     )
-    return Outcome(rows, protocol, _details(answered, right, constant, blind))
+    return Outcome(rows, protocol, _details(answered, right, shares))
 
 
 def asked_of(meta: dict[str, Any], key: str) -> list[Asked]:
@@ -109,6 +111,19 @@ def asked_of(meta: dict[str, Any], key: str) -> list[Asked]:
     return asked
 
 
+def answers(source: Source, batch: Pictures) -> list[list[str]]:
+    """What the model answers to each picture's questions, `batch_size` of them at a time."""
+    asked = [asked_of(item.meta, item.key) for item in batch.items]
+    rows = [row for row, several in enumerate(asked) for _ in several]
+    texts = [one.question for several in asked for one in several]
+    said: list[str] = []
+    for at in range(0, len(rows), source.batch_size):
+        part = slice(at, at + source.batch_size)
+        said += cast(Any, source.model).answer_pixels(batch.images[rows[part]], texts[part])
+    left = iter(said)
+    return [[next(left) for _ in several] for several in asked]
+
+
 def _answer(source: Source) -> _Answered:
     answered = _Answered()
     reading = read_pictures(
@@ -120,26 +135,14 @@ def _answer(source: Source) -> _Answered:
     )
     for batch in reading:
         answered.skipped.update(batch.skipped)
-        _answer_batch(source, batch, answered)
+        seen = zip(batch.items, batch.sample_ids.tolist(), answers(source, batch), strict=True)
+        for item, sample_id, said in seen:
+            answered.num_without += not said
+            answered.said += said
+            answered.asked += asked_of(item.meta, item.key)
+            answered.keys += [item.key] * len(said)
+            answered.clusters += [cluster_of(item, sample_id)] * len(said)
     return answered
-
-
-def _answer_batch(source: Source, batch: Pictures, answered: _Answered) -> None:
-    """Every question about a batch's pictures, `batch_size` of them at a time."""
-    rows: list[int] = []
-    start = len(answered.asked)
-    for row, (item, sample_id) in enumerate(zip(batch.items, batch.sample_ids, strict=True)):
-        asked = asked_of(item.meta, item.key)
-        answered.num_without += not asked
-        answered.asked += asked
-        answered.keys += [item.key] * len(asked)
-        answered.clusters += [cluster_of(item, int(sample_id))] * len(asked)
-        rows += [row] * len(asked)
-    texts = [asked.question for asked in answered.asked[start:]]
-    answer = cast(Any, source.model).answer_pixels
-    for at in range(0, len(rows), source.batch_size):
-        part = slice(at, at + source.batch_size)
-        answered.said += answer(batch.images[rows[part]], texts[part])
 
 
 def _constant(asked: Sequence[Asked]) -> list[bool]:
@@ -158,21 +161,30 @@ def _blind(asked: Sequence[Asked], train_data: Dataset | None) -> list[bool] | N
     return [blind(question, kind) == _normal(answer) for question, answer, kind in asked]
 
 
+def _shares(
+    asked: Sequence[Asked], kind: str, constant: list[bool], blind: list[bool] | None
+) -> dict[str, float]:
+    """Of the questions of a type, the shares answered rightly without looking."""
+    chosen = [n for n, one in enumerate(asked) if one.type == kind]
+    ways = {"best_constant": constant} | ({} if blind is None else {"question_only": blind})
+    return {name: float(np.mean([right[n] for n in chosen])) for name, right in ways.items()}
+
+
 def _row(
     name: str,
     right: Sequence[bool],
-    chance: Sequence[bool],
+    chance: dict[str, float],
     answered: _Answered,
-    kind: str | None,
+    kinds: Sequence[str],
 ) -> Row:
-    chosen = [n for n, asked in enumerate(answered.asked) if kind in (None, asked.type)]
+    chosen = [n for n, asked in enumerate(answered.asked) if asked.type in kinds]
     clusters = [answered.clusters[n] for n in chosen]
-    expected = float(np.mean([chance[n] for n in chosen]))
+    expected = float(np.mean([chance[answered.asked[n].type] for n in chosen]))
     return mean_row(name, [right[n] for n in chosen], clusters, chance=expected)
 
 
 def _details(
-    answered: _Answered, right: Sequence[bool], constant: list[bool], blind: list[bool] | None
+    answered: _Answered, right: Sequence[bool], shares: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     shown = zip(answered.keys, answered.asked, answered.said, right, strict=True)
     return {
@@ -180,8 +192,7 @@ def _details(
             {"key": key, **asked._asdict(), "generated": said, "right": bool(ok)}
             for key, asked, said, ok in shown
         ],
-        "best_constant": float(np.mean(constant)),
-        "question_only": None if blind is None else float(np.mean(blind)),
+        "without_looking": shares,
         "skipped": dict(answered.skipped),
         "num_without_question": answered.num_without,
     }
