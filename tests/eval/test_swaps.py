@@ -13,7 +13,7 @@ from vlm.data.dataset import open_shards
 from vlm.errors import DataError
 from vlm.eval.source import Source, cluster_of
 from vlm.eval.statistics import mean_interval
-from vlm.eval.suite import evaluate
+from vlm.eval.suite import evaluate, load_suite
 from vlm.eval.swaps import Pairs, Swap, pairs_of, swap, swap_of, winoground
 from vlm.report.inputs import read_run
 from vlm.retrieval.embed import Item
@@ -135,6 +135,13 @@ def test_a_swap_that_is_none_and_a_pair_that_is_none_are_told():
     for swaps in ([one, one], [one, Swap("y", "x"), one]):
         with pytest.raises(DataError, match=r"pair 1 \(a, b.*must be two pictures"):
             pairs_of(items[: len(swaps)], swaps)
+
+
+def test_the_suite_for_tuning_never_looks_at_a_test_split():
+    for name, is_test in (("scenes", False), ("scenes_test", True)):
+        tasks = load_suite(name)
+        assert {task.task for task in tasks} == {"caption", "questions", "swap", "retrieval"}
+        assert all(("/test_" in str(task.data)) == is_test for task in tasks)
 
 
 def test_data_without_swaps_is_an_error(model, shards):

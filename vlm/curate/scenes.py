@@ -45,6 +45,7 @@ SHARD_SIZE = 1000  # scenes
 REPORT = "scenes.json"
 SHADE = 28  # of 255: the most that a shaded background is darkened
 WEBP = {"quality": 92, "method": 3}
+Sample = dict[str, Any]  # WebDataset's: "__key__", and bytes by suffix
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,13 @@ def make_scenes(
     try:
         with written_whole(out) as folder:
             shards = list(_shards(recipe, sizes, folder))
-            written = spread(_write_shard, shards, num_workers=num_workers)
-            for _ in progress(written, description="composing", total=len(shards)):
-                pass
+            composed = progress(
+                spread(_samples, shards, num_workers=num_workers),
+                description="composing",
+                total=len(shards),
+            )
+            for shard, samples in zip(shards, composed, strict=True):
+                _write(shard.path, samples)
             write_synced(folder / REPORT, json.dumps(report, indent=1).encode())
     except OSError as error:
         raise disk_error(out, error, sum(sizes.values()) * 6000) from error
@@ -159,14 +164,18 @@ def _shards(recipe: Recipe, sizes: dict[Split, int], folder: Path) -> Iterator[S
             yield Shard(recipe, split, numbers, folder / f"{split}-{shard:04d}.tar")
 
 
-def _write_shard(shard: Shard) -> None:
-    from webdataset.writer import TarWriter  # imports torch: only where something is written
-
+def _samples(shard: Shard) -> list[Sample]:
     studio = _studio(shard.recipe)
-    with shard.path.open("wb") as file:
+    return [studio.sample(shard.split, number) for number in shard.numbers]
+
+
+def _write(path: Path, samples: list[Sample]) -> None:
+    from webdataset.writer import TarWriter  # imports torch: only in the process that writes
+
+    with path.open("wb") as file:
         with TarWriter(file, encoder=False, compress=False, mtime=0) as writer:
-            for number in shard.numbers:
-                writer.write(studio.sample(shard.split, number))
+            for sample in samples:
+                writer.write(sample)
         file.flush()
         os.fsync(file.fileno())
 
@@ -200,8 +209,8 @@ class Studio:
         """Who drew the objects."""
         return sorted({one.artist for several in self._drawings.values() for one in several})
 
-    def sample(self, split: Split, number: int) -> dict[str, Any]:
-        """A scene as WebDataset writes it: "__key__", "webp" and "json"."""
+    def sample(self, split: Split, number: int) -> Sample:
+        """A scene, its picture as "webp" and all that is said about it as "json"."""
         scene, rng, paired = self._director.scene(split, number)
         picture, boxes = self.compose(scene)
         meta = self._meta(scene, boxes, rng)
