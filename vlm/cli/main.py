@@ -36,6 +36,7 @@ VERBS = {
     "data stats": Verb("Data", "measure pictures and captions", '"shards/*.tar" --out stats.png'),
     "data show": Verb("Data", "draw a sheet of samples", '"shards/*.tar" --out sheet.png'),
     "data dedup": Verb("Data", "find pictures that repeat", '"shards/*.tar" --out sheet.png'),
+    "data scenes": Verb("Data", "compose scenes with captions and questions", "datasets/scenes"),
     "data tokenizer": Verb("Data", "train a tokenizer on captions", '"shards/*.tar"'),
 }
 

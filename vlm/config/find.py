@@ -83,6 +83,11 @@ def find_suite(name: str | Path) -> Path:
     return _find(name, "suite", "suites")
 
 
+def find_objects(name: str | Path) -> Path:
+    """The file of a list of objects: as `find_config`, with `configs/scenes/NAME.yaml`."""
+    return _find(name, "list of objects", "scenes")
+
+
 def _find(name: str | Path, what: str, folder: str) -> Path:
     candidates = [Path(name)]
     if Path(name).name == str(name):

@@ -105,6 +105,8 @@ def mean_row(
 
 
 def cluster_of(item: Item, sample_id: int) -> Hashable:
-    """What a picture shares its fate with: those of its "concept", else none."""
-    concept = item.meta.get("concept")
-    return ("picture", sample_id) if concept is None else ("concept", str(concept))
+    """What a picture shares its fate with: those of its "concept", or of its "pair", else none."""
+    for field in ("concept", "pair"):
+        if (shared := item.meta.get(field)) is not None:
+            return field, str(shared)
+    return "picture", sample_id

@@ -8,11 +8,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vlm.config.schema import STRICT
+from vlm.curate.source import open_data
 from vlm.errors import ConfigError
 from vlm.eval.captions import caption
 from vlm.eval.classification import zero_shot
+from vlm.eval.questions import questions
 from vlm.eval.retrieval import retrieval
 from vlm.eval.source import Outcome, Source
+from vlm.eval.swaps import swap
 from vlm.inference import VisionLanguageModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]  # part of a file's name
@@ -83,10 +86,40 @@ class CaptionTask(Task):
         return caption(source, prompt=self.prompt)
 
 
+@dataclass(frozen=True, config=STRICT)
+class SwapTask(Task):
+    """Tell a caption from the same words about another picture."""
+
+    task: Literal["swap"]
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        return swap(source)
+
+
+@dataclass(frozen=True, config=STRICT)
+class QuestionsTask(Task):
+    """Answer questions about pictures."""
+
+    task: Literal["questions"]
+    train_data: Text | list[Text] | None = None  # DATA that question-only answers are learnt from
+
+    def fits(self, model: VisionLanguageModel) -> bool:
+        """Whether the model has a captioner."""
+        return model.model.captioner is not None
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        known = None if self.train_data is None else open_data(self.train_data, log=source.log)
+        return questions(source, train_data=known)
+
+
 TASKS: dict[str, type[Task]] = {
     "zero_shot": ZeroShotTask,
     "retrieval": RetrievalTask,
     "caption": CaptionTask,
+    "swap": SwapTask,
+    "questions": QuestionsTask,
 }
 
 
