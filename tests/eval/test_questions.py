@@ -23,13 +23,13 @@ class Looking(VisionLanguageModel):
         super().__init__(model.model, model.config, model.tokenizer, torch.device("cpu"))
         self.batches = []
 
-    def answer_pixels(self, images, questions):
-        assert len(images) == len(questions)
+    def caption_pixels(self, images, *, prompt):
+        assert len(images) == len(prompt)
         self.batches.append(len(images))
         middle = images[:, :, 16, 16].argmax(dim=1).tolist()
         return [
             COLOURS[colour] if "colour" in question else "Yes."
-            for colour, question in zip(middle, questions, strict=True)
+            for colour, question in zip(middle, prompt, strict=True)
         ]
 
 

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def answers(source: Source, batch: Pictures) -> list[list[str]]:
     said: list[str] = []
     for at in range(0, len(rows), source.batch_size):
         part = slice(at, at + source.batch_size)
-        said += cast(Any, source.model).answer_pixels(batch.images[rows[part]], texts[part])
+        said += source.model.caption_pixels(batch.images[rows[part]], prompt=texts[part])
     left = iter(said)
     return [[next(left) for _ in several] for several in asked]
 
