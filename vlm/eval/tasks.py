@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from vlm.config.schema import STRICT
 from vlm.errors import ConfigError
-from vlm.eval.captions import caption
+from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
 from vlm.eval.retrieval import retrieval
 from vlm.eval.source import Outcome, Source
@@ -36,9 +36,13 @@ class Task(ABC):
         """Whether the model can do it."""
         return True
 
+    def look(self, source: Source) -> object:
+        """What all ranks do together before rank 0 measures alone: see the pictures."""
+        return source.embedded
+
     @abstractmethod
     def run(self, source: Source) -> Outcome:
-        """Measure a model on its data."""
+        """Measure a model on its data, on rank 0; the pictures have been seen."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -77,6 +81,10 @@ class CaptionTask(Task):
     def fits(self, model: VisionLanguageModel) -> bool:
         """Whether the model has a captioner."""
         return model.model.captioner is not None
+
+    def look(self, source: Source) -> object:
+        """All ranks describe."""
+        return describe(source, self.prompt)
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
