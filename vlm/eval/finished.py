@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import vlm
 from vlm.errors import DataError
 from vlm.eval.card import is_card
 from vlm.eval.results import Head, details_folder, read_head, read_results, write_task
@@ -17,6 +16,7 @@ from vlm.eval.source import VERSION, Outcome
 from vlm.eval.tasks import Task
 from vlm.inference import VisionLanguageModel
 from vlm.runtime.files import sha256_file
+from vlm.runtime.version import installed_version
 
 Record = dict[str, Any]  # a row of results.json
 
@@ -47,7 +47,7 @@ def inputs_hash(task: Task, model: str, fingerprint: str) -> str:
         "files": files,
         "model": model,
         "version": VERSION,
-        "vlm": vlm.__version__,
+        "vlm": installed_version(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

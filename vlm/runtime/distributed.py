@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vlm import errors
 
+_LET_GO_S = 0.2
 _ROWS_AT_ONCE = 4096  # of each rank, gathered at a time: bounds the memory that this takes
 
 
@@ -62,6 +64,9 @@ def start(ranks: Ranks, device: torch.device, *, timeout_s: float) -> None:
 def stop() -> None:
     """Leave the process group, if in one."""
     if dist.is_initialized():
+        # Gloo's threads take the GIL to let go of the last collective's tensors. The group's
+        # destructor waits for these threads, and holds the GIL: it must not come first.
+        time.sleep(_LET_GO_S)
         dist.destroy_process_group()
 
 
