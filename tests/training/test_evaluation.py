@@ -1,7 +1,6 @@
 """`eval.every_steps`: a run is measured on its way, and goes on as if it had not been."""
 
 import json
-import sys
 
 import pytest
 
@@ -9,7 +8,6 @@ from vlm.eval.suite import evaluate
 from vlm.hub.load import load
 from vlm.report.page import write_report
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 TIMES = ("time_s", "samples_per_s", "data_wait", "eta_s", "mfu", "peak_memory_gib", "flops_per_s")
 SHORT = ("train.steps=9", "optim.name=adamw", "optim.warmup_steps=2", "run.log_every_steps=2")
 
@@ -24,10 +22,16 @@ def suite(shards, tmp_path):
     return path
 
 
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+@pytest.fixture
+def train(vlm_on, config):
+    """Trains to the end, on so many ranks; what was said."""
+
+    def train(world_size, *words):
+        codes, said = vlm_on(world_size, "train", config, *SHORT, *words).wait()
+        assert set(codes) == {0}, said
+        return said
+
+    return train
 
 
 def untimed(lines):
@@ -35,10 +39,10 @@ def untimed(lines):
     return {line["step"]: {name: line[name] for name in kept} for line in lines}
 
 
-def test_it_changes_nothing_but_what_is_measured(start, metrics, suite, tmp_path):
-    finish(start(*SHORT, f"run.dir={tmp_path}/plain"))
+def test_it_changes_nothing_but_what_is_measured(train, metrics, suite, tmp_path):
+    train(1, f"run.dir={tmp_path}/plain")
     words = (f"run.dir={tmp_path}/run", f"eval.suite={suite}", "eval.every_steps=3")
-    said = finish(start(*SHORT, *words))
+    said = train(1, *words)
     run, plain = metrics(tmp_path / "run"), metrics(tmp_path / "plain")
     assert untimed(run).items() >= untimed(plain).items()
     measured = {line["step"]: line for line in run if "eval/zero_shot-val/acc1" in line}
@@ -51,20 +55,18 @@ def test_it_changes_nothing_but_what_is_measured(start, metrics, suite, tmp_path
     assert "zero_shot-val: acc1 in %" in write_report(tmp_path / "run").read_text()
 
 
-def test_the_last_results_are_those_of_the_model_that_is_saved(start, suite, tmp_path):
-    finish(start(*SHORT, f"run.dir={tmp_path}/run", f"eval.suite={suite}"))
+def test_the_last_results_are_those_of_the_model_that_is_saved(train, suite, tmp_path):
+    train(1, f"run.dir={tmp_path}/run", f"eval.suite={suite}")
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert evaluate(load(tmp_path / "run"), suite, log=lambda line: None) == results
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_measure_as_one_does(start, metrics, suite, tmp_path, strategy):
+def test_two_ranks_measure_as_one_does(train, suite, tmp_path, strategy):
     """Weights of the moment are those of a run that ends there."""
-    words = (*SHORT, "optim.schedule=constant", f"eval.suite={suite}")
-    more = ("eval.every_steps=6", f"train.strategy={strategy}", f"run.dir={tmp_path}/run")
-    finish(start(*words, *more, launcher=(*TORCHRUN, "-m", "vlm")))
+    words = ("optim.schedule=constant", f"eval.suite={suite}", f"train.strategy={strategy}")
+    train(2, *words, "eval.every_steps=6", f"run.dir={tmp_path}/run")
     rows = json.loads((tmp_path / "run/evals/step-00000006.json").read_text())
-    until = ("train.steps=6", f"train.strategy={strategy}", f"run.dir={tmp_path}/short")
-    finish(start(*words, *until, launcher=(*TORCHRUN, "-m", "vlm")))
+    train(2, *words, "train.steps=6", f"run.dir={tmp_path}/short")
     assert rows == json.loads((tmp_path / "short/results.json").read_text())
     assert rows == evaluate(load(tmp_path / "short"), suite, log=lambda line: None)
