@@ -51,12 +51,13 @@ def details(out):
 
 def test_two_ranks_write_what_one_writes(start, saved, suite, tmp_path):
     """To the last byte; 13 pictures, one of them broken, in slices of 6 and 7."""
-    outs = [tmp_path / "one.json", tmp_path / "two.json"]
+    outs = [tmp_path / "1.json", tmp_path / "2.json"]
     said = [finish(start(1 + i, saved, suite, "--out", out)) for i, out in enumerate(outs)]
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert details(outs[0]) == details(outs[1])
     assert len(details(outs[0])) == 6
-    assert said[0].replace("one", "two") == said[1]
+    for line, same in zip(*(text.splitlines()[:-1] for text in said), strict=True):
+        assert line == same
     assert "1 of 13 samples skipped: 1 image.truncated" in said[1]
 
 

@@ -1,9 +1,11 @@
 """`eval.every_steps`: a run is measured on its way, and goes on as if it had not been."""
 
 import json
+import shutil
 
 import pytest
 
+from vlm.checkpoint import list_checkpoints, load_newest
 from vlm.eval.suite import evaluate
 from vlm.hub.load import load
 from vlm.report.page import write_report
@@ -62,11 +64,15 @@ def test_the_last_results_are_those_of_the_model_that_is_saved(train, suite, tmp
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_measure_as_one_does(train, suite, tmp_path, strategy):
-    """Weights of the moment are those of a run that ends there."""
-    words = ("optim.schedule=constant", f"eval.suite={suite}", f"train.strategy={strategy}")
-    train(2, *words, "eval.every_steps=6", f"run.dir={tmp_path}/run")
-    rows = json.loads((tmp_path / "run/evals/step-00000006.json").read_text())
-    train(2, *words, "train.steps=6", f"run.dir={tmp_path}/short")
-    assert rows == json.loads((tmp_path / "short/results.json").read_text())
-    assert rows == evaluate(load(tmp_path / "short"), suite, log=lambda line: None)
+def test_two_ranks_measure_the_averaged_weights_of_the_moment(train, suite, tmp_path, strategy):
+    """Those that the checkpoint of the same step has."""
+    run = tmp_path / "run"
+    words = (f"eval.suite={suite}", "eval.every_steps=4", f"train.strategy={strategy}")
+    train(2, *words, f"run.dir={run}")
+    shutil.rmtree(list_checkpoints(run / "checkpoints")[-1])
+    checkpoint = load_newest(run / "checkpoints")
+    assert checkpoint.state["step"] == 8
+    model = load(run)
+    model.model.load_state_dict({**checkpoint.groups["model"], **checkpoint.groups["ema"]})
+    rows = json.loads((run / "evals/step-00000008.json").read_text())
+    assert rows == evaluate(model, suite, log=lambda line: None)
