@@ -2,12 +2,16 @@
 
 import io
 import json
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import threading
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,3 +208,61 @@ def web(tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+class Ranks:
+    """The processes of one command, on one rank or several."""
+
+    def __init__(self, words, folder, world_size):
+        folder.mkdir()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self.logs = [folder / f"rank-{rank}" for rank in range(world_size)]
+        group = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.processes = [self._start(words, group, rank) for rank in range(world_size)]
+
+    def _start(self, words, group, rank):
+        environment = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        names = {
+            "WORDS": [*map(str, words)],
+            "LOG": str(self.logs[rank]),
+            "ENVIRONMENT": environment,
+        }
+        process = multiprocessing.get_context("forkserver").Process(
+            target=runpy.run_path,
+            args=(str(Path(__file__).with_name("rank.py")),),
+            kwargs={"init_globals": names, "run_name": "__main__"},
+        )
+        process.start()
+        return process
+
+    def wait(self, timeout_s=120):
+        """The exit codes, and what all of them said."""
+        for process in self.processes:
+            process.join(timeout_s)
+        said = "".join(log.read_text() for log in self.logs if log.exists())
+        assert not any(process.is_alive() for process in self.processes), said
+        return [process.exitcode for process in self.processes], said
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+            process.close()
+
+
+@pytest.fixture
+def vlm_on(tmp_path):
+    """Starts a command on so many ranks, by gloo: 0.3 s a process in place of 4."""
+    used = ["torch._dynamo", "vlm.data.loader", "vlm.training.loop"]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(used)
+    started = []
+
+    def vlm_on(world_size, *words):
+        started.append(Ranks(words, tmp_path / f"ranks-{len(started)}", world_size))
+        return started[-1]
+
+    yield vlm_on
+    for ranks in started:
+        ranks.close()

@@ -97,12 +97,16 @@ class Tokenizer:
             rust.no_truncation()
         return mine.to_str() == theirs.to_str()
 
-    def save(self, path: Path) -> None:
-        """Write one `tokenizer.json`, in the format of the `tokenizers` library."""
+    def to_json(self) -> str:
+        """All of it, in the format of the `tokenizers` library."""
         rust = RustTokenizer.from_str(self._rust.to_str())
         pad_token = rust.id_to_token(self.pad_id)
         rust.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=pad_token)
-        write_synced(path, rust.to_str(pretty=True).encode())
+        return str(rust.to_str(pretty=True))
+
+    def save(self, path: Path) -> None:
+        """Write one `tokenizer.json`: `to_json`."""
+        write_synced(path, self.to_json().encode())
 
 
 def clean_text(text: str) -> str:

@@ -153,7 +153,25 @@ def test_eval_writes_results(folder, data, tmp_path, capsys):
     assert main(["eval", folder, str(suite), "--out", str(out)]) == 0
     assert "zero_shot" in capsys.readouterr().out
     assert json.loads(out.read_text())[0]["metric"] == "acc1"
+    assert main(["eval", folder, str(suite), "--out", str(out)]) == 0
+    assert "zero_shot-val: is finished already" in capsys.readouterr().out
+
+
+def test_eval_does_not_replace_what_others_measured(folder, make_model, data, tmp_path, capsys):
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out.json"
+    suite.write_text(f"tasks: [{{task: zero_shot, split: val, data: {data}, templates: none}}]")
+    assert main(["eval", folder, str(suite), "--out", str(out)]) == 0
+    before = out.read_text()
+    make_model(captioner=False).save(tmp_path / "another")
+    assert main(["eval", str(tmp_path / "another"), str(suite), "--out", str(out)]) == 2
+    assert f"{out} holds results of another model" in capsys.readouterr().err
+    suite.write_text(f"tasks: [{{task: retrieval, split: val, data: {data}}}]")
     assert main(["eval", folder, str(suite), "--out", str(out)]) == 2
+    assert "holds results of zero_shot-val, which the suite has not" in capsys.readouterr().err
+    assert out.read_text() == before
+    (tmp_path / "mine.md").write_text("# Mine")
+    assert main(["eval", folder, str(suite), "--out", str(tmp_path / "mine.json")]) == 2
+    assert "mine.md is no fragment of a model card" in capsys.readouterr().err
 
 
 def test_eval_of_a_run_writes_its_results_once(model, data, tmp_path, capsys):
@@ -166,7 +184,8 @@ def test_eval_of_a_run_writes_its_results_once(model, data, tmp_path, capsys):
     assert json.loads((run / "eval/zero_shot-val.json").read_text())["fingerprint"]
     (run / "results.json").write_text("another suite's")
     assert main(["eval", str(run), str(suite)]) == 0
-    assert f"not written: {run}/results.json is kept" in capsys.readouterr().out
+    said = f"not written: {run}/results.json holds no results, and is kept"
+    assert said in capsys.readouterr().out
     assert (run / "results.json").read_text() == "another suite's"
     assert main(["eval", str(run), "emojy"]) == 2
     captured = capsys.readouterr()

@@ -146,6 +146,8 @@ def test_a_misspelt_key_is_not_reported_as_missing_too(problems):
         ("loss:\n  caption_weight: 2", 2,
          "loss.caption_weight (2) does nothing without a model.captioner; "
          "add model.captioner: {}, or remove it"),
+        ("eval: {every_steps: 5}", 1,
+         "eval.every_steps does nothing without eval.suite, a YAML file of tasks"),
         ("run: {wandb_project: birds}", 1,
          "run.wandb_project does nothing without run.trackers: [wandb]"),
         ("run: {trackers: [wandb, mlflow]}", 1,

@@ -26,9 +26,9 @@ def test_evaluate_returns_and_writes_all_results(model, suite, tmp_path):
     results = evaluate(model, suite, out=out, log=lines.append)
     assert json.loads(out.read_text()) == results
     assert {path.name for path in (tmp_path / "run" / "eval").iterdir()} == {
-        "zero_shot-val.json",
-        "retrieval-val.json",
-        "caption-val.json",
+        f"{task}-val.{suffix}"
+        for task in ("zero_shot", "retrieval", "caption")
+        for suffix in ("json", "safetensors")
     }
     assert list(results[0]) == [
         "task", "split", "metric", "value", "ci95", "n", "chance", "protocol",

@@ -187,11 +187,12 @@ def test_results_stand_once_however_often_a_run_is_measured(follow, metrics, tmp
 
 def assert_results(run, results, *, step):
     expected = {
-        f"eval/{r['task']}-{r['split']}/{r['metric']}/{key}": value
+        f"eval/{r['task']}-{r['split']}/{r['metric']}{key}": value
         for r in results
         for key, value in (
-            *((key, r[key]) for key in ("value", "n", "chance")),
-            *zip(("ci95_low", "ci95_high"), r["ci95"], strict=True),
+            ("", r["value"]),
+            *((f"/{key}", r[key]) for key in ("n", "chance")),
+            *zip(("/ci95_low", "/ci95_high"), r["ci95"], strict=True),
         )
     }
     shown = {tag: points for tag, points in shown_by_tensorboard(run).items() if "eval/" in tag}

@@ -25,6 +25,7 @@ VERBS = {
     "checkpoint list": Verb("Train", "list a run's checkpoints", "runs/emoji"),
     "checkpoint verify": Verb("Train", "read a run's checkpoints byte by byte", "runs/emoji"),
     "eval": Verb("Measure", "score a model on the tasks of a suite", "runs/emoji suite.yaml"),
+    "compare": Verb("Measure", "set runs side by side, tested", "runs/emoji runs/other"),
     "report": Verb("Measure", "write a run's HTML report", "runs/emoji"),
     "classify": Verb("Use", "name what pictures show", "runs/emoji photos/ --labels cat,dog"),
     "caption": Verb("Use", "describe pictures", "runs/emoji photos/"),

@@ -39,6 +39,9 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
     yield from _check_contrastive(config)
     yield from _check_training(config)
     yield from _check_trackers(config)
+    if config.eval.every_steps and config.eval.suite is None:
+        keys = ("eval.every_steps", "eval.suite")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a YAML file of tasks")
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")

@@ -202,9 +202,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvalConfig:
-    """What is measured when training ends."""
+    """What is measured when training ends, and on the way."""
 
     suite: str | None = None  # a suite's YAML file
+    every_steps: CountOrZero = 0  # on the way, too, after so many steps each time
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -137,11 +137,13 @@ def evaluation_batches(
 ) -> Generator[EvalBatch, None, None]:
     """This rank's contiguous slice, each sample once and in order; the last batch may be short.
 
+    Slices are of whole batches: which samples are computed together, and so every digit of what
+    comes out, does not depend on the number of ranks.
+
     Raises:
         DataError: A worker died, or the data set is damaged.
     """
-    start, stop = (len(dataset) * r // world_size for r in (rank, rank + 1))
-    ids = range(start, stop)
+    ids = evaluation_slice(len(dataset), batch_size, rank=rank, world_size=world_size)
     make_builder = partial(_EvaluationBuilder, dataset, transform, ids, batch_size)
     return build_in_order(
         make_builder,
@@ -167,6 +169,13 @@ class _Visit(NamedTuple):
     caption_id: int
     head_tokens: Int[np.ndarray, " h"]
     given: int
+
+
+def evaluation_slice(num_samples: int, batch_size: int, *, rank: int, world_size: int) -> range:
+    """The samples that a rank evaluates."""
+    num_batches = -(-num_samples // batch_size)
+    start, stop = (batch_size * (num_batches * r // world_size) for r in (rank, rank + 1))
+    return range(min(start, num_samples), min(stop, num_samples))
 
 
 class _TrainingBuilder:

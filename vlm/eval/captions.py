@@ -1,14 +1,13 @@
 """The caption task: describe each picture, and compare with what people wrote."""
 
-from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
 from vlm.errors import DataError
 from vlm.eval.chance import best_constant_caption
-from vlm.eval.source import Outcome, Source, cluster_of, mean_row
+from vlm.eval.source import Described, Outcome, Source, cluster_of, mean_row
 from vlm.metrics.words import exact_match, token_f1
-from vlm.retrieval.embed import read_pictures
+from vlm.retrieval.embed import Pictures
 
 
 def caption(source: Source, *, prompt: str | None = None) -> Outcome:
@@ -46,32 +45,28 @@ def caption(source: Source, *, prompt: str | None = None) -> Outcome:
     )
 
 
+def describe(source: Source, prompt: str | None = None) -> Described:
+    """A caption of each picture, by all ranks together; None where people wrote none."""
+
+    def look(batch: Pictures) -> list[str | None]:
+        texts = source.model.caption_pixels(batch.images, prompt=prompt)
+        return [
+            text if item.captions else None for item, text in zip(batch.items, texts, strict=True)
+        ]
+
+    return source.describe(f"caption {prompt!r}", look, description="captioning")
+
+
 def _describe(
     source: Source, prompt: str | None
 ) -> tuple[list[dict[str, Any]], list[Hashable], dict[str, int], int]:
     """Each picture's caption beside its references; clusters; what was left out."""
-    samples: list[dict[str, Any]] = []
-    clusters: list[Hashable] = []
-    skipped: Counter[str] = Counter()
-    num_without = 0
-    reading = read_pictures(
-        source.model,
-        source.dataset,
-        batch_size=source.batch_size,
-        description="captioning",
-        log=source.log,
-    )
-    for batch in reading:
-        skipped.update(batch.skipped)
-        texts = source.model.caption_pixels(batch.images, prompt=prompt) if batch.items else []
-        ids = batch.sample_ids.tolist()
-        for item, sample_id, text in zip(batch.items, ids, texts, strict=True):
-            if not item.captions:
-                num_without += 1
-                continue
-            samples.append(_sample(item.key, text, list(item.captions)))
-            clusters.append(cluster_of(item, sample_id))
-    return samples, clusters, dict(skipped), num_without
+    described = describe(source, prompt)
+    seen = zip(described.items, described.sample_ids, described.values, strict=True)
+    chosen = [(item, sample_id, text) for item, sample_id, text in seen if item.captions]
+    samples = [_sample(item.key, text, list(item.captions)) for item, _, text in chosen]
+    clusters = [cluster_of(item, sample_id) for item, sample_id, _ in chosen]
+    return samples, clusters, described.skipped, len(described.items) - len(chosen)
 
 
 def _sample(key: str, generated: str, references: list[str]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm.data.dataset import Dataset
 from vlm.errors import DataError
-from vlm.eval.source import Outcome, Row, Source, cluster_of, mean_row
+from vlm.eval.source import Described, Outcome, Row, Source, cluster_of, mean_row
 from vlm.metrics.words import exact_match, words
-from vlm.retrieval.embed import Pictures, read_pictures
+from vlm.retrieval.embed import Pictures
 
 
 class Asked(NamedTuple):
@@ -124,24 +125,20 @@ def answers(source: Source, batch: Pictures) -> list[list[str]]:
     return [[next(left) for _ in several] for several in asked]
 
 
+def answer(source: Source) -> Described:
+    """The answers about each picture, by all ranks together."""
+    return source.describe("questions", partial(answers, source), description="answering")
+
+
 def _answer(source: Source) -> _Answered:
-    answered = _Answered()
-    reading = read_pictures(
-        source.model,
-        source.dataset,
-        batch_size=source.batch_size,
-        description="answering",
-        log=source.log,
-    )
-    for batch in reading:
-        answered.skipped.update(batch.skipped)
-        seen = zip(batch.items, batch.sample_ids.tolist(), answers(source, batch), strict=True)
-        for item, sample_id, said in seen:
-            answered.num_without += not said
-            answered.said += said
-            answered.asked += asked_of(item.meta, item.key)
-            answered.keys += [item.key] * len(said)
-            answered.clusters += [cluster_of(item, sample_id)] * len(said)
+    found = answer(source)
+    answered = _Answered(skipped=Counter(found.skipped))
+    for item, sample_id, said in zip(found.items, found.sample_ids, found.values, strict=True):
+        answered.num_without += not said
+        answered.said += said
+        answered.asked += asked_of(item.meta, item.key)
+        answered.keys += [item.key] * len(said)
+        answered.clusters += [cluster_of(item, sample_id)] * len(said)
     return answered
 
 

@@ -1,10 +1,11 @@
 """A suite: a YAML file that lists tasks, and `evaluate`, which runs them on a model."""
 
+import contextlib
 import difflib
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ from rich.table import Table
 from vlm.config.find import YamlError, find_suite, read_text, read_yaml
 from vlm.curate.source import open_data
 from vlm.errors import ConfigError, VlmError
+from vlm.eval.card import interval, model_card, shown
+from vlm.eval.finished import find, inputs_hash, keep, model_hash
+from vlm.eval.results import Head, details_folder, write_json
+from vlm.eval.results import Result as Row
 from vlm.eval.source import Outcome, Source
 from vlm.eval.tasks import TASKS, Task
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import Log
+from vlm.runtime import distributed
 from vlm.runtime.files import write_atomic
 
 Result = dict[str, Any]
@@ -39,15 +45,19 @@ def evaluate(
     """The results of all tasks of a suite: task, split, metric, value, ci95, n, chance, protocol.
 
     The first result of a task and split is its primary one. A task that the model has no head for
-    is left out, with a line that says so.
+    is left out, with a line that says so. All ranks, where there are several, must call this
+    together: they share the pictures, and all get the results; rank 0 measures, writes and speaks.
 
     Args:
         model: A model, or the SPEC of one.
         suite: A YAML file, or a shipped one's name; data paths are relative to the working
             directory.
-        out: Where the results go as JSON. What a report shows beside them (predictions, hits,
-            captions) goes to `eval/TASK-SPLIT.json` in the same folder if the file is a run's
-            `results.json`, else to `OUT's stem-eval/TASK-SPLIT.json`.
+        out: Where the results go as JSON, once all tasks are finished; beside it a fragment of a
+            model card, as Markdown. What else a task found (predictions, hits, captions, the scores
+            of each sample) goes to `eval/TASK-SPLIT.json` and `.safetensors` in the same folder if
+            the file is a run's `results.json`, else to `OUT's stem-eval/`, as soon as the task is
+            finished. A task that is there already, of the same model, settings and data, is not
+            measured again.
         device: Where a model from a SPEC computes.
         batch_size: Pictures at a time.
         log: Gets lines of progress, and the table of results.
@@ -57,21 +67,91 @@ def evaluate(
         DataError: Data is missing, damaged, or lacks what a task needs.
         DiskError: The results cannot be written.
     """
-    tasks = load_suite(suite)
-    if not isinstance(model, VisionLanguageModel):
-        model = load(model, device=device)
-    results: list[Result] = []
-    sources: dict[str, Source] = {}
-    for task in _fitting(tasks, model, log):
-        source, outcome = _run(task, model, sources, batch_size, log)
-        results += _results(task, outcome)
-        if out is not None:
-            details = _details(task, outcome, source.dataset.fingerprint)
-            _write(details_folder(Path(out)) / f"{task.name}.json", details)
-    if out is not None:
-        _write(Path(out), results)
-    log(render(results))
-    return results
+    is_main = distributed.rank() == 0
+    log = log if is_main else _silent
+    with distributed.agreed():
+        tasks = load_suite(suite)
+        if not isinstance(model, VisionLanguageModel):
+            model = load(model, device=device)
+        tasks = _fitting(tasks, model, log)
+    out = Path(out) if out is not None else None
+    session = _Session(model, out, batch_size, log)
+    heads = [head for task in tasks for head in session.measure(task)]
+    results: list[Result] = [row for head in heads for row in head.results or ()]
+    with distributed.agreed():
+        if is_main and out is not None:
+            _write(out, heads, str(suite))
+    if is_main:
+        log(render(results))
+    shared: list[list[Result]] = distributed.gather_json(results)
+    return shared[0]
+
+
+class _Session:
+    """One model's way through the tasks of a suite."""
+
+    def __init__(
+        self, model: VisionLanguageModel, out: Path | None, batch_size: int, log: Log
+    ) -> None:
+        self.model = model
+        self.folder = details_folder(out) if out is not None else None
+        self.is_main = distributed.rank() == 0
+        self.hash = model_hash(model) if self.is_main and out is not None else ""
+        self.batch_size = batch_size
+        self.log = log
+        self.sources: dict[str, Source] = {}
+
+    def measure(self, task: Task) -> list[Head]:
+        """Its head, with its results, on rank 0; elsewhere none.
+
+        Raises:
+            VlmError: As the task's own, on all ranks.
+        """
+        source = self._source(task)
+        inputs, found = "", None
+        if self.is_main and self.folder is not None:
+            inputs = inputs_hash(task, self.hash, source.dataset.fingerprint)
+            found = find(self.folder, task, inputs)
+        if distributed.gather_json(found is not None)[0]:
+            self.log(f"{task.name}: is finished already, from the same model, data and settings")
+            return [found] if found is not None else []
+        with _named(task):
+            task.look(source)
+        heads: list[Head] = []
+        with distributed.agreed(), _named(task):
+            if self.is_main:
+                heads = [self._measured(task, source, inputs)]
+        return heads
+
+    def _source(self, task: Task) -> Source:
+        """Its data, opened and seen once for all tasks; by rank 0 first, which may pack it."""
+        key = json.dumps(task.data)
+        for turn in (True, False) if key not in self.sources else ():
+            with distributed.agreed(), _named(task):
+                if turn is self.is_main:
+                    dataset = open_data(task.data, log=self.log)
+                    self.sources[key] = Source(
+                        self.model, dataset, batch_size=self.batch_size, log=self.log
+                    )
+        return self.sources[key]
+
+    def _measured(self, task: Task, source: Source, inputs: str) -> Head:
+        source.alone = distributed.world_size() > 1
+        outcome = task.run(source)
+        source.alone = False
+        head = Head(
+            task=task.task,
+            split=task.split,
+            protocol=outcome.protocol,
+            data=task.data,
+            fingerprint=source.dataset.fingerprint,
+            model=self.hash,
+            inputs=inputs,
+            parts=source.protocols.get(outcome.protocol),
+            results=_results(task, outcome),
+        )
+        keep(self.folder, head, outcome)
+        return head
 
 
 def load_suite(path: str | Path) -> list[Task]:
@@ -107,11 +187,6 @@ def load_suite(path: str | Path) -> list[Task]:
     return tasks
 
 
-def details_folder(out: Path) -> Path:
-    """Where the details beside a results file are."""
-    return out.with_name("eval" if out.name == "results.json" else f"{out.stem}-eval")
-
-
 def render(results: Sequence[Result], *, width: int = 120) -> str:
     """Results as a table of plain text."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -120,14 +195,10 @@ def render(results: Sequence[Result], *, width: int = 120) -> str:
     for name in ("value", "95% interval", "chance", "n"):
         table.add_column(name, justify="right")
     for result in results:
-        low, high = result["ci95"]
-        is_rank = "rank" in result["metric"]
-        value, low, high, chance = (
-            f"{x:.1f}" if is_rank else f"{100 * x:.2f}%"
-            for x in (result["value"], low, high, result["chance"])
-        )
+        metric = result["metric"]
+        value, chance = (shown(metric, result[name]) for name in ("value", "chance"))
         names = (result[name] for name in ("task", "split", "metric"))
-        table.add_row(*names, value, f"{low} .. {high}", chance, f"{result['n']:,}")
+        table.add_row(*names, value, interval(metric, result["ci95"]), chance, f"{result['n']:,}")
     console = Console(file=io.StringIO(), width=width)
     with console.capture() as capture:
         console.print(table)
@@ -178,18 +249,17 @@ def _fitting(tasks: list[Task], model: VisionLanguageModel, log: Log) -> list[Ta
     return fitting
 
 
-def _run(
-    task: Task, model: VisionLanguageModel, sources: dict[str, Source], batch_size: int, log: Log
-) -> tuple[Source, Outcome]:
-    """Run a task on its data, which is opened and embedded once for all tasks."""
+@contextlib.contextmanager
+def _named(task: Task) -> Iterator[None]:
+    """Puts the task's name before a problem."""
     try:
-        key = json.dumps(task.data)
-        if key not in sources:
-            dataset = open_data(task.data, log=log)
-            sources[key] = Source(model, dataset, batch_size=batch_size, log=log)
-        return sources[key], task.run(sources[key])
+        yield
     except VlmError as error:
         raise type(error)([f"{task.name}: {problem}" for problem in error.problems]) from error
+
+
+def _silent(_line: str) -> None:
+    """What other ranks log."""
 
 
 def _results(task: Task, outcome: Outcome) -> list[Result]:
@@ -208,11 +278,11 @@ def _results(task: Task, outcome: Outcome) -> list[Result]:
     ]
 
 
-def _details(task: Task, outcome: Outcome, fingerprint: str) -> dict[str, Any]:
-    head = {"task": task.task, "split": task.split, "protocol": outcome.protocol}
-    return {**head, "data": task.data, "fingerprint": fingerprint, **outcome.details}
-
-
-def _write(path: Path, values: Any) -> None:
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode())
+def _write(out: Path, heads: list[Head], suite: str) -> None:
+    """The results, and their table as a fragment of a model card."""
+    rows = [row for head in heads for row in head.results or ()]
+    typed = TypeAdapter(list[Row]).validate_json(json.dumps(rows))
+    name = out.resolve().parent.name
+    card = model_card(heads, typed, name=name, suite=suite, out=str(out))
+    write_atomic(out.with_suffix(".md"), card.encode())
+    write_json(out, rows)

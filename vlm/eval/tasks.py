@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 from vlm.config.schema import STRICT
 from vlm.curate.source import open_data
 from vlm.errors import ConfigError
-from vlm.eval.captions import caption
+from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
-from vlm.eval.questions import questions
+from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.eval.swaps import swap
@@ -39,9 +39,13 @@ class Task(ABC):
         """Whether the model can do it."""
         return True
 
+    def look(self, source: Source) -> object:
+        """What all ranks do together before rank 0 measures alone: see the pictures."""
+        return source.embedded
+
     @abstractmethod
     def run(self, source: Source) -> Outcome:
-        """Measure a model on its data."""
+        """Measure a model on its data, on rank 0; the pictures have been seen."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,6 +85,10 @@ class CaptionTask(Task):
         """Whether the model has a captioner."""
         return model.model.captioner is not None
 
+    def look(self, source: Source) -> object:
+        """All ranks describe."""
+        return describe(source, self.prompt)
+
     def run(self, source: Source) -> Outcome:
         """Measure it."""
         return caption(source, prompt=self.prompt)
@@ -107,6 +115,10 @@ class QuestionsTask(Task):
     def fits(self, model: VisionLanguageModel) -> bool:
         """Whether the model has a captioner."""
         return model.model.captioner is not None
+
+    def look(self, source: Source) -> object:
+        """Answer what is asked about each picture."""
+        return answer(source)
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""

@@ -1,12 +1,13 @@
 """What metrics.jsonl holds, as small multiples over the steps."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlm.report import chart
 from vlm.report.html import Html, element, join
 from vlm.report.inputs import Inputs, number
-from vlm.report.numbers import significant
+from vlm.report.numbers import is_rank, significant
 from vlm.report.sections import Section
 
 
@@ -37,11 +38,35 @@ _FIELDS = (
 def curves(inputs: Inputs) -> Section:
     """What metrics.jsonl holds, as small multiples."""
     found = [_curve(inputs, field) for field in (*_loss_fields(inputs), *_FIELDS)]
-    figures = [_figure(curve) for curve in found if curve is not None]
+    figures = [_figure(curve) for curve in (*found, *_measured(inputs)) if curve is not None]
     if not figures:
         command = element("code", f"vlm train {inputs.folder / 'config.yaml'} --resume auto")
         return Section("Curves", None, join("nothing logged yet; ", command))
     return Section("Curves", element("div", *figures, class_="curves"))
+
+
+def _measured(inputs: Inputs) -> Iterator[chart.Curve]:
+    """Yields each task's primary metric over the steps, the end's included."""
+    ends = {f"eval/{r.task}-{r.split}/{r.metric}": r for r in inputs.primary}
+    firsts: dict[str, str] = {}
+    for name in (name for line in inputs.metrics for name in line if name.startswith("eval/")):
+        firsts.setdefault(name.rpartition("/")[0], name)
+    for name in firsts.values():
+        points = [
+            (step, value)
+            for line in inputs.metrics
+            if (step := number(line, "step")) and (value := number(line, name)) is not None
+        ]
+        end, last = ends.get(name), number(inputs.metrics[-1], "step")
+        if end is not None and last is not None:
+            points.append((last, end.value))
+        scale = 1.0 if is_rank(name) else 100.0
+        yield chart.Curve(
+            title=f"{name.split('/')[1]}: {name.rpartition('/')[2]}",
+            unit="place" if is_rank(name) else "%",
+            points=chart.pool([step for step, _ in points], [scale * v for _, v in points]),
+            reference=(scale * end.chance, "chance") if end is not None else None,
+        )
 
 
 def _loss_fields(inputs: Inputs) -> list[_Field]:

@@ -5,31 +5,16 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm.config.find import YamlError, read_text, read_yaml
 from vlm.errors import ConfigError, DataError
+from vlm.eval.results import READ, Result
 from vlm.runtime.files import read_json_lines
 
-_READ = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
-
-@dataclass(frozen=True, config=_READ)
-class Result:
-    """A row of results.json."""
-
-    task: str
-    split: str
-    metric: str
-    value: float
-    ci95: tuple[float, float]
-    n: int
-    chance: float
-    protocol: str
-
-
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Classified:
     """A picture with its true class and its likeliest ones, best first."""
 
@@ -43,7 +28,7 @@ class Classified:
         return self.top[0][0]
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Confusion:
     """How often pictures of one class were taken for another's."""
 
@@ -52,7 +37,7 @@ class Confusion:
     count: int
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Hit:
     """A found picture (its key) or caption."""
 
@@ -61,7 +46,7 @@ class Hit:
     right: bool
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Query:
     """What was asked, the place from 1 of the best right answer, and what was found."""
 
@@ -71,7 +56,7 @@ class Query:
     hits: list[Hit]
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Captioned:
     """A picture's generated caption beside what people wrote."""
 
@@ -81,7 +66,7 @@ class Captioned:
     token_f1: float
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Details:
     """What every task's details begin with."""
 
@@ -91,7 +76,7 @@ class Details:
     fingerprint: str
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class ZeroShot(Details):
     """Details of a zero_shot task."""
 
@@ -100,7 +85,7 @@ class ZeroShot(Details):
     confusions: list[Confusion]
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Retrieval(Details):
     """Details of a retrieval task."""
 
@@ -109,7 +94,7 @@ class Retrieval(Details):
     image_to_text: list[Query]
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class Captions(Details):
     """Details of a caption task."""
 
@@ -121,7 +106,7 @@ class Captions(Details):
 AnyDetails = Annotated[ZeroShot | Retrieval | Captions, Field(discriminator="task")]
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class BadSample:
     """Where a sample lies that could not be used."""
 
@@ -130,7 +115,7 @@ class BadSample:
     offset: int
 
 
-@dataclass(frozen=True, config=_READ)
+@dataclass(frozen=True, config=READ)
 class BadSamples:
     """A line of bad_samples.jsonl: all bad samples of a reason, and the first few."""
 

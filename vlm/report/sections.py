@@ -8,9 +8,10 @@ from itertools import groupby
 from typing import Any
 
 import vlm
+from vlm.eval.results import Result
 from vlm.report import chart
 from vlm.report.html import Html, element, join
-from vlm.report.inputs import Inputs, Result, number
+from vlm.report.inputs import Inputs, number
 from vlm.report.numbers import duration, is_rank, listed, metric
 
 TASKS = {"zero_shot": "Zero-shot", "retrieval": "Retrieval", "caption": "Captions"}

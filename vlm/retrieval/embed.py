@@ -15,7 +15,7 @@ from vlm.curate.source import Columns, open_data
 from vlm.data.batch import EvalBatch
 from vlm.data.dataset import Dataset
 from vlm.data.grouping import IMAGE_SUFFIXES
-from vlm.data.loader import evaluation_batches
+from vlm.data.loader import evaluation_batches, evaluation_slice
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.progress import track
@@ -89,7 +89,9 @@ def read_pictures(
         world_size: Number of ranks.
         description: Of the progress bar.
         log: Gets lines of progress where there is no terminal, and one for what was skipped.
+            Rank 0 alone shows progress; who gathers from several ranks tells what was skipped.
     """
+    batches: Iterator[EvalBatch]
     batches = evaluation_batches(
         dataset,
         transform=model.transform,
@@ -98,13 +100,15 @@ def read_pictures(
         rank=rank,
         world_size=world_size,
     )
-    total = len(dataset) * (rank + 1) // world_size - len(dataset) * rank // world_size
+    total = len(evaluation_slice(len(dataset), batch_size, rank=rank, world_size=world_size))
     skipped: Counter[str] = Counter()
-    for batch in track(batches, _size, total=total, description=description, log=log):
+    if rank == 0:
+        batches = track(batches, _size, total=total, description=description, log=log)
+    for batch in batches:
         skipped.update(batch.bad)
         yield _readable(batch)
-    if skipped:
-        log(f"{skipped.total()} of {total} samples skipped: {describe_skipped(skipped)}")
+    if skipped and world_size == 1:
+        log(skipped_line(skipped, total))
 
 
 def embed_batches(
@@ -117,21 +121,20 @@ def embed_batches(
 
 
 def embed_dataset(model: VisionLanguageModel, dataset: Dataset, **reading: Any) -> Embedded:
-    """Features of a whole data set, in memory; the other arguments are those of `read_pictures`.
-
-    Raises:
-        DataError: Not one picture can be read.
-    """
+    """Features of a data set, in memory; the other arguments are those of `read_pictures`."""
     parts = list(embed_batches(model, dataset, **reading))
     skipped: Counter[str] = Counter()
     for part in parts:
         skipped.update(part.skipped)
     items = [item for part in parts for item in part.items]
-    if not items:
-        raise DataError(f"no picture can be read: {describe_skipped(skipped) or 'there is none'}")
-    features = torch.cat([part.features for part in parts])
-    sample_ids = torch.cat([part.sample_ids for part in parts])
+    features = torch.cat([_none(model), *(part.features for part in parts)])
+    sample_ids = torch.cat([torch.empty(0, dtype=torch.int64), *(p.sample_ids for p in parts)])
     return Embedded(features, sample_ids, items, dict(skipped))
+
+
+def skipped_line(skipped: dict[str, int], total: int) -> str:
+    """What is said of samples that could not be read."""
+    return f"{sum(skipped.values())} of {total} samples skipped: {describe_skipped(skipped)}"
 
 
 def describe_skipped(skipped: dict[str, int]) -> str:

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,11 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from vlm import errors
+
+_LET_GO_S = 0.2
+_ROWS_AT_ONCE = 4096  # of each rank, gathered at a time: bounds the memory that this takes
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ def start(ranks: Ranks, device: torch.device, *, timeout_s: float) -> None:
 def stop() -> None:
     """Leave the process group, if in one."""
     if dist.is_initialized():
+        # Gloo's threads take the GIL to let go of the last collective's tensors. The group's
+        # destructor waits for these threads, and holds the GIL: it must not come first.
+        time.sleep(_LET_GO_S)
         dist.destroy_process_group()
 
 
@@ -112,6 +121,66 @@ def gather_json(value: Any) -> list[Any]:
     row[0, : len(text)] = text
     rows = all_gather(row.to(device)).cpu().numpy()
     return [json.loads(row.tobytes()) for row in rows]
+
+
+def gather_values(values: Sequence[Any]) -> list[Any]:
+    """JSON values of all ranks in rank order, on rank 0; the others get their own back.
+
+    Ranks may have different numbers of them.
+    """
+    if world_size() == 1:
+        return list(values)
+    longest = max(gather_json(len(values)))
+    found: list[list[Any]] = [[] for _ in range(world_size())]
+    for start in range(0, longest, _ROWS_AT_ONCE):
+        for theirs, more in zip(
+            found, gather_json(values[start : start + _ROWS_AT_ONCE]), strict=True
+        ):
+            theirs += more if rank() == 0 else []
+    return [value for theirs in found for value in theirs] if rank() == 0 else list(values)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """`gather_values` for the rows of a tensor; shapes differ in the number of rows alone."""
+    if world_size() == 1:
+        return rows
+    counts: list[int] = gather_json(len(rows))
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found: list[list[Tensor]] = [[] for _ in counts]
+    for start in range(0, max(counts), _ROWS_AT_ONCE):
+        size = min(_ROWS_AT_ONCE, max(counts) - start)
+        padded = rows.new_zeros((size, *rows.shape[1:]))
+        mine = rows[start : start + size]
+        padded[: len(mine)] = mine
+        parts = all_gather(padded.to(device)).to(rows.device).chunk(world_size())
+        for theirs, part, count in zip(found, parts, counts, strict=True):
+            theirs += [part[: max(0, count - start)]] if rank() == 0 else []
+    return torch.cat([part for theirs in found for part in theirs]) if rank() == 0 else rows
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """What is inside ends well on all ranks, or with an error on all.
+
+    Raises:
+        VlmError: Of the first rank that has one, which says its lines; others have none to say.
+    """
+    error: errors.VlmError | None = None
+    try:
+        yield
+    except errors.VlmError as caught:
+        error = caught
+    kinds = gather_json(error and _kind(error))
+    first = next((number for number, kind in enumerate(kinds) if kind), None)
+    if error is not None and first == rank():
+        raise error
+    if first is not None:
+        raise getattr(errors, kinds[first])([])
+
+
+def _kind(error: errors.VlmError) -> str:
+    """The name of its class, or of the nearest one in `vlm.errors`."""
+    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
 
 
 def all_gather(tensor: Tensor) -> Tensor:

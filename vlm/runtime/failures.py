@@ -27,7 +27,9 @@ class Saying(NamedTuple):
     exit_code: int | None
 
 
-def explain(error: BaseException, where: str) -> BaseException:
+def explain(
+    error: BaseException, where: str, *, way_out: str = "continue with --resume auto"
+) -> BaseException:
     """What this rank ends with, when it met `error`; other ranks learn of it.
 
     A broken connection becomes an error that names the rank that is gone or silent; `Preempted`, if
@@ -36,13 +38,14 @@ def explain(error: BaseException, where: str) -> BaseException:
     Args:
         error: An error of this rank alone, one that all ranks have, or a connection that broke.
         where: What this rank was doing, as "step 12, computing".
+        way_out: How to go on, once it is known what the rank at fault ended with.
     """
     if not dist.is_initialized():
         return _never_met(error) if isinstance(error, dist.DistError) else error
     if isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and _BROKEN.search(str(error))
     ):
-        return _blame(error, where)
+        return _blame(error, where, way_out)
     mine = Saying(" ".join(f"{error}".split())[:500], getattr(error, "exit_code", 1))
     said = ask(mine, wait_s=0)
     if isinstance(error, Preempted) and (failed := _failed(said)):
@@ -77,7 +80,7 @@ def _key(rank: int) -> str:
     return f"vlm/says/{rank}"
 
 
-def _blame(error: BaseException, where: str) -> Outcome:
+def _blame(error: BaseException, where: str, way_out: str) -> Outcome:
     said = ask(Saying(where, None))
     if failed := _failed(said):
         return RankFailureError(_told(*failed))
@@ -90,7 +93,7 @@ def _blame(error: BaseException, where: str) -> Outcome:
     whose = f"{_ranks(silent)} {what}" if silent else "the connection between ranks broke"
     return RankFailureError(
         f"{whose}; rank {distributed.rank()} was at {where}; find out what that rank ended with, "
-        "then continue with --resume auto"
+        f"then {way_out}"
     )
 
 

@@ -19,6 +19,13 @@ from vlm.runtime.files import write_atomic
 from vlm.runtime.preemption import MARKER
 from vlm.training.setup import Parts
 
+_ASIDE = {  # what a run that goes on beyond its end keeps, under the step it ended with
+    "model": "model-{:08}",
+    "results.json": "results-{:08}.json",
+    "results.md": "results-{:08}.md",
+    "eval": "results-{:08}-eval",
+}
+
 
 def refuse_overwriting(folder: Path, resume: str) -> None:
     """Let a run begin only where there is none, unless it is to be continued.
@@ -45,10 +52,10 @@ def describe(folder: Path, parts: Parts, first_step: int) -> None:
     if first_step >= parts.num_steps:
         print(f"{folder} has taken its {parts.num_steps} steps: nothing is left to train")
         return
-    for name in ("model", "results.json"):
+    for name, aside_name in _ASIDE.items():
         if first_step and (folder / name).exists():
             path = folder / name
-            aside = path.rename(path.with_stem(f"{path.stem}-{first_step:08}"))
+            aside = path.rename(folder / aside_name.format(first_step))
             print(f"{path} is {aside.name} now, for the run goes on")
     config = dump_config(parts.config)
     for line in _changes(folder / "config.yaml", config) if first_step else ():

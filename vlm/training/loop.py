@@ -10,15 +10,15 @@ from typing import Any, Literal
 from vlm.config.load import load_config
 from vlm.config.schema import Config
 from vlm.errors import Preempted
-from vlm.eval.suite import evaluate
 from vlm.inference import VisionLanguageModel
 from vlm.runtime import distributed
 from vlm.runtime.preemption import StopSignals, stop_signals
 from vlm.runtime.watch import Watch, watched
+from vlm.training.evaluation import Evaluation, trained_model
 from vlm.training.folder import describe, refuse_overwriting
 from vlm.training.guards import Guards
 from vlm.training.run_log import RunLog
-from vlm.training.saving import Saver, restore, trained_module
+from vlm.training.saving import Saver, restore
 from vlm.training.setup import Parts, build_parts
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -62,15 +62,21 @@ def train(
         watched(folder, ranks, stop, step_timeout_s=settings.run.step_timeout_s) as watch,
     ):
         parts = build_parts(settings, ranks)
+        evaluation = Evaluation(parts, folder)
         with closing(parts.trackers):
             with stop.deferred():
-                _fit(parts, folder, ranks, stop, watch)
+                _fit(parts, evaluation, folder, ranks, stop, watch)
             watch.end("after the last step")
-            return _finish(parts, folder, ranks)
+            return _finish(parts, evaluation, folder, ranks)
 
 
 def _fit(
-    parts: Parts, folder: Path, ranks: distributed.Ranks, stop: StopSignals, watch: Watch
+    parts: Parts,
+    evaluation: Evaluation,
+    folder: Path,
+    ranks: distributed.Ranks,
+    stop: StopSignals,
+    watch: Watch,
 ) -> None:
     """Steps until the run's end, from wherever its newest checkpoint stands."""
     settings = parts.config
@@ -111,7 +117,8 @@ def _fit(
             for line in guards.check(done, result):
                 log.say(line)
             counters = guards.counters() | parts.data.counters(done * size)
-            log.write(step, result, data_wait_s=waited, counters=counters)
+            measured = evaluation.after(done, result, log=log, watch=watch)
+            log.write(step, result, data_wait_s=waited, counters=counters, measured=measured)
             if done == parts.num_steps or result.stop or saver.due(done, parts.step.device):
                 watch.begin(done, "saving")
                 saver.save(done, parts, {"guards": guards.state()})
@@ -122,15 +129,9 @@ def _fit(
                 )
 
 
-def _finish(parts: Parts, folder: Path, ranks: distributed.Ranks) -> Run:
+def _finish(parts: Parts, evaluation: Evaluation, folder: Path, ranks: distributed.Ranks) -> Run:
     """The model folder (averaged weights, if there are any) and the suite's results."""
-    module = trained_module(parts)
-    model = VisionLanguageModel(module, parts.config.model, parts.tokenizer, parts.step.device)
-    results: list[dict[str, Any]] = []
+    model = trained_model(parts)
     if ranks.is_main and not (folder / "model").exists():
         model.save(folder / "model")
-    distributed.barrier()  # other ranks need not wait for what only rank 0 measures
-    if ranks.is_main and parts.config.eval.suite is not None:
-        results = evaluate(model, parts.config.eval.suite, out=folder / "results.json")
-        parts.trackers.finish(parts.num_steps, results)
-    return Run(folder, model, results)
+    return Run(folder, model, evaluation.at_end(model))

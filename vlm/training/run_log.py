@@ -1,14 +1,16 @@
 """What a run says while it goes: a bar or plain lines, and metrics.jsonl always."""
 
+import contextlib
 import errno
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -62,21 +64,35 @@ class RunLog:
             trackers.start(kept, self.say)
 
     def write(
-        self, step: int, result: StepResult, *, data_wait_s: float, counters: Mapping[str, Any]
+        self,
+        step: int,
+        result: StepResult,
+        *,
+        data_wait_s: float,
+        counters: Mapping[str, Any],
+        measured: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Note a step (0-based); speak if it is one that speaks."""
+        """Note a step (0-based); speak if it is one that speaks, or after which was measured."""
         self.window.data_wait_s += data_wait_s
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=step + 1)
         done = step + 1
-        if self.path is None or not (done % self.every_steps == 0 or done in (1, self.num_steps)):
+        speaks = done % self.every_steps == 0 or done in (1, self.num_steps) or bool(measured)
+        if self.path is None or not speaks:
             return
-        line = self.last = self._line(done, result, counters)
+        line = self.last = {**self._line(done, result, counters), **measured}
         self._append(json.dumps(line, allow_nan=False) + "\n")
         self.say(_readable(line, self.num_steps))
         if self.trackers is not None:
             self.trackers.log(line)
         self.window = _Window(done)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is inside is no part of the steps' time."""
+        began = time.perf_counter()
+        yield
+        self.window.started += time.perf_counter() - began
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""

@@ -177,14 +177,11 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
 
 
 def trained_module(parts: Parts) -> VisionLanguageModule:
-    """The model with averaged weights, if there are any; all ranks must ask for it together."""
+    """A copy with averaged weights, if there are any; all ranks must ask for it together."""
     step = parts.step
     trained = {**step.module.state_dict(), **(step.averaged.shadow if step.averaged else {})}
-    weights = {name: whole(tensor) for name, tensor in trained.items()}
-    module = step.module
-    if any(weights[name] is not tensor for name, tensor in trained.items()):
-        module = build_model(parts.config.model, parts.tokenizer).to(step.device)
-    module.load_state_dict(weights)
+    module = build_model(parts.config.model, parts.tokenizer).to(step.device)
+    module.load_state_dict({name: whole(tensor) for name, tensor in trained.items()})
     return module
 
 

@@ -75,13 +75,15 @@ class Trackers:
         self._each(lambda tracker: tracker.log(line["step"], numbers))
 
     def finish(self, step: int, results: Sequence[Mapping[str, Any]]) -> None:
-        """Pass on the numbers of results.json, as `eval/TASK-SPLIT/METRIC/value`, `.../n`, ..."""
+        """Pass on the numbers of results.json, as `eval/TASK-SPLIT/METRIC`, `.../n`, ..."""
         numbers: Numbers = {}
         for result in results:
             name = f"eval/{result['task']}-{result['split']}/{result['metric']}"
             low, high = result["ci95"]
             values = {**result, "ci95_low": low, "ci95_high": high}
-            numbers |= {f"{name}/{key}": value for key, value in _numbers(values)}
+            found = dict(_numbers(values))
+            numbers[name] = found.pop("value")  # goes on where the log's curve of this name ends
+            numbers |= {f"{name}/{key}": value for key, value in found.items()}
         if numbers:
             self._each(lambda tracker: tracker.summarize(step, numbers))
 
