@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from vlm.data.dataset import Dataset
 from vlm.eval.statistics import Interval, Scores, mean_interval
+from vlm.heads.zero_shot import ZeroShotClassifier, zero_shot_classifier
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import Embedded, Item, Log, embed_dataset
 
 VERSION = 1  # of the tasks: part of every protocol, raised when a metric changes its meaning
+
+Classifiers = dict[tuple[tuple[str, ...], tuple[str, ...]], ZeroShotClassifier]  # by their texts
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Source:
         dataset: The data.
         batch_size: Pictures at a time.
         log: Gets lines of progress, and what was skipped.
+        classifiers: Those that were made of this model already; sources may share them.
     """
 
     def __init__(
@@ -63,11 +67,13 @@ class Source:
         *,
         batch_size: int = 64,
         log: Log = print,
+        classifiers: Classifiers | None = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
         self.batch_size = batch_size
         self.log = log
+        self.classifiers: Classifiers = {} if classifiers is None else classifiers
 
     @cached_property
     def embedded(self) -> Embedded:
@@ -77,6 +83,15 @@ class Source:
             DataError: Not one picture can be read.
         """
         return embed_dataset(self.model, self.dataset, batch_size=self.batch_size, log=self.log)
+
+    def classifier(
+        self, class_names: Sequence[str], templates: Sequence[str]
+    ) -> ZeroShotClassifier:
+        """The zero-shot classifier of these classes and templates; its texts are encoded once."""
+        key = tuple(class_names), tuple(templates)
+        if key not in self.classifiers:
+            self.classifiers[key] = zero_shot_classifier(self.model, class_names, templates)
+        return self.classifiers[key]
 
     def protocol(self, task: str, **settings: Any) -> str:
         """16 hex digits, equal where two results may be compared."""

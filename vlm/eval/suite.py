@@ -186,7 +186,8 @@ def _run(
         key = json.dumps(task.data)
         if key not in sources:
             dataset = open_data(task.data, log=log)
-            sources[key] = Source(model, dataset, batch_size=batch_size, log=log)
+            made = next((source.classifiers for source in sources.values()), None)
+            sources[key] = Source(model, dataset, batch_size=batch_size, log=log, classifiers=made)
         return sources[key], task.run(sources[key])
     except VlmError as error:
         raise type(error)([f"{task.name}: {problem}" for problem in error.problems]) from error
