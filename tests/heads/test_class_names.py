@@ -48,5 +48,5 @@ def test_a_repeated_name_is_shown_with_its_number():
 
 
 def test_neither_a_set_nor_a_file():
-    with pytest.raises(ConfigError, match="can't be read: .* one of imagenet, cifar10, cifar100"):
+    with pytest.raises(ConfigError, match=r"can't be read: .* one of imagenet, cifar10, cifar100"):
         class_names.read_labels("imagenette")

@@ -17,9 +17,7 @@ def theirs(monkeypatch):
     from clip_benchmark.metrics import zeroshot_classification
 
     # 1.6.2 calls float() on arrays of one element, which NumPy 2.4 refuses.
-    monkeypatch.setattr(
-        zeroshot_classification, "float", lambda value: value.item(), raising=False
-    )
+    monkeypatch.setattr(zeroshot_classification, "float", lambda value: value.item(), raising=False)
     return zeroshot_classification
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from vlm.metrics.classification import Floats
 NUM_CONFUSIONS = 100
 MAX_MATRIX = 200  # classes of a confusion matrix in the details
 _TOP = 5
+FIELDS_SCALE = 100.0  # of the logits that classes are ranked by, as everywhere in the field
 _SCORES_AT_ONCE = 2**22  # of a chunk of logits: 16 MiB
 _RESAMPLED_SCORES = 10**9  # of mean average precision: about 10 s
 
@@ -56,91 +57,87 @@ def zero_shot(
     embedded = source.embedded
     truth = true_classes(embedded.items, label, class_names)
     names = truth.class_names
-    scored = _score(
+    items = [embedded.items[row] for row in truth.rows]
+    ids = embedded.sample_ids[truth.rows].tolist()
+    pictures = _Pictures(
+        truth,
+        [item.key for item in items],
+        [cluster_of(item, sample_id) for item, sample_id in zip(items, ids, strict=True)],
         embedded.features[truth.rows],
         source.classifier(names, forms).weights,
-        None if truth.is_multi_label else torch.tensor([row[0] for row in truth.classes]),
         source.model.logit_scale,
     )
-    ids = embedded.sample_ids.tolist()
-    clusters = [cluster_of(embedded.items[row], ids[row]) for row in truth.rows]
-    measured, shown = (_multi_label if truth.is_multi_label else _single_label)(
-        scored, truth, clusters
-    )
+    rows, shown = _multi_label(pictures) if truth.is_multi_label else _single_label(pictures)
     details = {
         "class_names": names,
         "templates": list(forms),
-        "samples": _samples(scored, truth, [embedded.items[row].key for row in truth.rows]),
         **shown,
         "skipped": dict(embedded.skipped),
         "num_without_label": len(embedded) - len(truth.rows),
     }
     protocol = source.protocol("zero_shot", label=truth.field, class_names=names, templates=forms)
-    return Outcome(measured, protocol, details)
+    return Outcome(rows, protocol, details)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a classifier says of N pictures.
+class _Pictures:
+    """The pictures that have a label, and what is asked of them."""
 
-    Attributes:
-        top: The likeliest classes, up to five, best first.
-        probabilities: Theirs, over all classes, at the model's own temperature.
-        hits: Whether the true class is the first, and whether it is among the first five; empty
-            where there are several true ones.
-        first: The first of the largest logits, which CLIP_benchmark's recall goes by.
-        logits: Of all classes, where there are several true ones; else empty.
-    """
-
-    top: Int[Tensor, "N K"]
-    probabilities: Float[Tensor, "N K"]
-    hits: Bool[Tensor, "N 2"]
-    first: Int[Tensor, " N"]
-    logits: Float[Tensor, "N C"]
+    truth: Truth
+    keys: list[str]
+    clusters: list[Hashable]
+    features: Float[Tensor, "N D"]
+    weights: Float[Tensor, "C D"]
+    logit_scale: float
 
 
-def _score(
-    features: Float[Tensor, "N D"],
-    weights: Float[Tensor, "C D"],
-    labels: Int[Tensor, " N"] | None,
-    logit_scale: float,
-) -> Scored:
-    """Scores pictures a chunk at a time; `labels` is None where a picture has several."""
-    size = max(1, _SCORES_AT_ONCE // len(weights))
+class _Likeliest(NamedTuple):
+    """Each picture's likeliest classes, best first, up to five; shares at the model's own scale."""
+
+    classes: Int[Tensor, "N K"]
+    shares: Float[Tensor, "N K"]
+
+
+def _logits(features: Float[Tensor, "N D"], weights: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
+    return head.zero_shot_logits(features, weights, logit_scale=FIELDS_SCALE)
+
+
+def _likeliest(logits: Float[Tensor, "N C"], logit_scale: float) -> _Likeliest:
+    found = logits.topk(min(_TOP, logits.shape[1]))
+    scale = logit_scale / FIELDS_SCALE
+    normaliser = (scale * logits).logsumexp(dim=1, keepdim=True)
+    return _Likeliest(found.indices, (scale * found.values - normaliser).exp())
+
+
+def _single_label(pictures: _Pictures) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, and what the details show."""
+    num_classes, clusters = len(pictures.weights), pictures.clusters
+    labels = torch.tensor([row[0] for row in pictures.truth.classes])
     chunks = []
-    for start in range(0, len(features), size):
+    size = max(1, _SCORES_AT_ONCE // num_classes)
+    for start in range(0, len(labels), size):
         rows = slice(start, start + size)
-        logits = head.zero_shot_logits(features[rows], weights)
-        top = logits.topk(min(_TOP, len(weights)))
-        own = logits * (logit_scale / 100)
-        chances = (top.values * (logit_scale / 100) - own.logsumexp(dim=1, keepdim=True)).exp()
-        if labels is None:
-            hits, kept = torch.empty(len(logits), 0, dtype=torch.bool), logits
-        else:
-            ks = (ranking.top_k_hits(logits, labels[rows], k) for k in (1, 5))
-            hits, kept = torch.stack(list(ks), dim=1), logits[:, :0]
-        chunks.append((top.indices, chances, hits, logits.argmax(dim=1), kept))
-    return Scored(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
-
-
-def _single_label(
-    scored: Scored, truth: Truth, clusters: list[Hashable]
-) -> tuple[list[Row], dict[str, Any]]:
-    """The rows, and what the details show of mistakes."""
-    num_classes = len(truth.class_names)
-    labels = torch.tensor([row[0] for row in truth.classes])
-    acc1, acc5 = scored.hits.T.numpy()
-    rows = [mean_row("acc1", acc1, clusters, chance=1 / num_classes)]
+        logits = _logits(pictures.features[rows], pictures.weights)
+        hits = [ranking.top_k_hits(logits, labels[rows], k) for k in (1, 5)]
+        recalled = logits.argmax(dim=1) == labels[rows]
+        chunks.append((*hits, recalled, *_likeliest(logits, pictures.logit_scale)))
+    acc1, acc5, recalled, *likely = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    measured = [mean_row("acc1", acc1.numpy(), clusters, chance=1 / num_classes)]
     if num_classes >= 5:
-        rows.append(mean_row("acc5", acc5, clusters, chance=5 / num_classes))
+        measured.append(mean_row("acc5", acc5.numpy(), clusters, chance=5 / num_classes))
     balance = ranking.class_balanced_weights(labels).numpy()
-    right = (scored.first == labels).numpy()
-    rows.append(
-        mean_row("mean_per_class_recall", right, clusters, chance=1 / num_classes, weights=balance)
+    recall = mean_row(
+        "mean_per_class_recall",
+        recalled.numpy(),
+        clusters,
+        chance=1 / num_classes,
+        weights=balance,
     )
-    confidences = scored.probabilities[:, 0].double().numpy()
-    rows.append(_calibration(confidences, acc1, clusters))
-    return rows, _mistakes(labels, scored.top[:, 0], truth.class_names)
+    likeliest = _Likeliest(*likely)
+    confidences = likeliest.shares[:, 0].double().numpy()
+    measured += [recall, _calibration(confidences, acc1.numpy(), clusters)]
+    mistakes = _mistakes(labels, likeliest.classes[:, 0], pictures.truth.class_names)
+    return measured, {"samples": _samples(pictures, likeliest), **mistakes}
 
 
 def _calibration(
@@ -180,45 +177,46 @@ def _mistakes(
     return shown
 
 
-def _multi_label(
-    scored: Scored, truth: Truth, clusters: list[Hashable]
-) -> tuple[list[Row], dict[str, Any]]:
-    """Mean average precision over all classes, and that of each class for the details."""
-    logits = scored.logits
+def _multi_label(pictures: _Pictures) -> tuple[list[Row], dict[str, Any]]:
+    """The row, and what the details show: samples, and each class's average precision."""
+    logits = _logits(pictures.features, pictures.weights)
     targets = torch.zeros_like(logits, dtype=torch.bool)
-    for row, numbers in enumerate(truth.classes):
-        targets[row, numbers] = True
+    for number, classes in enumerate(pictures.truth.classes):
+        targets[number, classes] = True
     each = classification.average_precision(logits, targets)[0]
 
     def means(counts: Floats) -> Floats:
         found = classification.average_precision(logits, targets, counts)
-        return np.nansum(found, axis=1) / np.maximum((~np.isnan(found)).sum(axis=1), 1)
+        drawn = np.maximum((~np.isnan(found)).sum(axis=1), 1)
+        mean: Floats = np.nansum(found, axis=1) / drawn
+        return mean
 
     interval = resampled_interval(
         means,
-        clusters,
+        pictures.clusters,
         num_resamples=max(200, min(NUM_RESAMPLES, _RESAMPLED_SCORES // logits.numel())),
     )
     chance = classification.chance_average_precision(targets.sum(dim=0), len(targets)).mean()
     row = Row("mean_average_precision", float(each.mean()), interval, len(targets), float(chance))
-    names = distinct(truth.class_names)
+    names = distinct(pictures.truth.class_names)
     return [row], {
-        "average_precision": dict(zip(names, each.tolist(), strict=True)),
+        "samples": _samples(pictures, _likeliest(logits, pictures.logit_scale)),
         "confusions": [],
+        "average_precision": dict(zip(names, each.tolist(), strict=True)),
     }
 
 
-def _samples(scored: Scored, truth: Truth, keys: list[str]) -> list[dict[str, Any]]:
+def _samples(pictures: _Pictures, likeliest: _Likeliest) -> list[dict[str, Any]]:
     """Each picture's true classes and its likeliest ones."""
-    names = distinct(truth.class_names)
+    truth, names = pictures.truth, distinct(pictures.truth.class_names)
     samples = []
-    likely = zip(scored.top.tolist(), scored.probabilities.tolist(), strict=True)
-    for key, numbers, (top, shares) in zip(keys, truth.classes, likely, strict=True):
-        true = [names[number] for number in numbers]
+    likely = zip(likeliest.classes.tolist(), likeliest.shares.tolist(), strict=True)
+    for key, true, (top, shares) in zip(pictures.keys, truth.classes, likely, strict=True):
+        labels = [names[number] for number in true]
         sample = {
             "key": key,
-            "truth": ", ".join(true),
+            "truth": ", ".join(labels),
             "top": [(names[n], round(share, 4)) for n, share in zip(top, shares, strict=True)],
         }
-        samples.append(sample | {"labels": true} if truth.is_multi_label else sample)
+        samples.append(sample | {"labels": labels} if truth.is_multi_label else sample)
     return samples

@@ -119,7 +119,9 @@ def _card(sample: Classified, album: Album) -> Html:
         element("li", *_likely(name, share, sample.is_true(name)), class_="likely")
         for name, share in sample.top[:5]
     ]
-    title = element("h3", _mark(sample.is_true(sample.predicted)), shorten(sample.truth, 80), dir="auto")
+    title = element(
+        "h3", _mark(sample.is_true(sample.predicted)), shorten(sample.truth, 80), dir="auto"
+    )
     body = element("div", title, element("ol", *rows), class_="body")
     return element("li", album.show(sample.key), body, class_="card")
 
