@@ -60,7 +60,7 @@ class ZeroShotTask(Task):
             source,
             label=self.label,
             class_names=self._class_names(),
-            templates=self.templates or self._templates(),
+            templates=self._templates() if self.templates is None else self.templates,
         )
 
     def _class_names(self) -> list[str] | None:
