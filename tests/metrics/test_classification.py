@@ -43,10 +43,10 @@ def test_accuracy_and_recall_equal_clip_benchmarks(theirs, num_classes):
 def test_classes_of_one_name_tie_as_in_clip_benchmark(theirs, num_classes):
     weights = features(num_classes)
     weights[7] = weights[3]
-    labels = torch.tensor([3, 7]).repeat(150)
+    labels = torch.tensor([3, 3, 7]).repeat(100)
     logits = 100 * (features(300) + 2 * weights[labels]) @ weights.T
     acc1, acc5 = theirs.accuracy(logits, labels, topk=(1, 5))
-    assert 0.3 < acc1 < 0.7
+    assert 0.3 < acc1 < 0.8  # whichever of the two is chosen
     assert ranking.top_k_accuracy(logits, labels, 1) == pytest.approx(acc1, abs=1e-6)
     assert ranking.top_k_accuracy(logits, labels, 5) == pytest.approx(acc5, abs=1e-6)
     recall = balanced_accuracy_score(labels, logits.argmax(dim=1))
