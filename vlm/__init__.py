@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vlm.config.load import load_config
     from vlm.config.schema import Config
     from vlm.eval.suite import evaluate
-    from vlm.heads.zero_shot import Prediction
+    from vlm.heads.zero_shot import Prediction, ZeroShotClassifier
     from vlm.hub.load import load
     from vlm.inference import VisionLanguageModel
     from vlm.retrieval.index import Index
@@ -27,6 +27,7 @@ __all__ = [
     "Prediction",
     "Tokenizer",
     "VisionLanguageModel",
+    "ZeroShotClassifier",
     "__version__",
     "evaluate",
     "load",
@@ -40,6 +41,7 @@ _MODULES = {
     "Prediction": "vlm.heads.zero_shot",
     "Tokenizer": "vlm.tokenizer",
     "VisionLanguageModel": "vlm.inference",
+    "ZeroShotClassifier": "vlm.heads.zero_shot",
     "evaluate": "vlm.eval.suite",
     "load": "vlm.hub.load",
     "load_config": "vlm.config.load",

@@ -18,9 +18,10 @@ from vlm.config.schema import ModelConfig
 from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, normalize
 from vlm.errors import ConfigError, DataError
+from vlm.heads.class_names import resolve_class_names
 from vlm.heads.generate import Decoding, generate
 from vlm.heads.model import VisionLanguageModule
-from vlm.heads.zero_shot import Prediction, predict, zero_shot_weights
+from vlm.heads.zero_shot import Prediction, ZeroShotClassifier, zero_shot_classifier
 from vlm.models.text_encoder import trim
 from vlm.runtime.files import disk_error, write_synced, written_whole
 from vlm.tokenizer import Tokenizer
@@ -138,28 +139,45 @@ class VisionLanguageModel:
         ]
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
 
+    def classifier(
+        self, labels: str | Path | Sequence[str], templates: str | Sequence[str] = "simple"
+    ) -> ZeroShotClassifier:
+        """What `classify` takes in place of labels: it can be saved, and encodes no text again.
+
+        Args:
+            labels: Class names; or imagenet, cifar10, cifar100, or a file with one name a line.
+            templates: A named set of prompts, a file with one a line, or a list of them.
+
+        Raises:
+            ConfigError: No labels, blank or repeated ones, or unknown templates.
+        """
+        return zero_shot_classifier(self, resolve_class_names(labels), templates)
+
     def classify(
         self,
         images: Picture | Iterable[Picture],
-        labels: Sequence[str],
+        labels: str | Path | Sequence[str] | ZeroShotClassifier,
         *,
-        templates: str = "simple",
+        templates: str | Sequence[str] | None = None,
         batch_size: int = 64,
     ) -> list[Prediction]:
         """The likeliest label of each picture, with probabilities at the model's own temperature.
 
         Args:
             images: As for `embed_images`.
-            labels: Class names.
-            templates: A named set of prompts, or a file with one a line.
+            labels: As for `classifier`, or what that returned.
+            templates: As for `classifier`; "simple" by default.
             batch_size: Pictures at a time.
 
         Raises:
-            ConfigError: No labels, repeated labels, or unknown templates.
+            ConfigError: As `classifier`, or templates beside one, or one of another model.
         """
-        weights = zero_shot_weights(self, labels, templates)
+        if not isinstance(labels, ZeroShotClassifier):
+            labels = self.classifier(labels, "simple" if templates is None else templates)
+        elif templates is not None:
+            raise ConfigError("templates are part of a classifier; make one with these instead")
         features = self.embed_images(images, batch_size=batch_size)
-        return predict(features, weights, labels, logit_scale=self.logit_scale)
+        return labels.predict(features, logit_scale=self.logit_scale)
 
     def caption(
         self,

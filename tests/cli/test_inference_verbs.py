@@ -95,6 +95,14 @@ def test_classify_says_what_python_says(folder, data, tmp_path, capsys):
     assert f"error: {out} exists" in capsys.readouterr().err
 
 
+def test_classify_knows_sets_by_name(folder, data, capsys):
+    assert main(["classify", folder, data, "--labels-file", "cifar10"]) == 0
+    names = {row[f"label{n}"] for row in rows_of(capsys.readouterr().out) for n in ("", "_2")}
+    assert names < {
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    }  # fmt: skip
+
+
 def test_classify_takes_one_image_file(folder, encoded, tmp_path, capsys):
     path = tmp_path / "red.png"
     path.write_bytes(encoded("red"))

@@ -36,7 +36,7 @@ def test_zero_shot_equals_a_loop_over_the_protocol(model, source):
         ranking.mean_per_class_recall(logits, labels)
     )
     assert outcome.rows[0].metric == "acc1"
-    assert [row.chance for row in outcome.rows] == [1 / 6, 5 / 6, 1 / 6]
+    assert [row.chance for row in outcome.rows[:3]] == [1 / 6, 5 / 6, 1 / 6]
     assert {row.n for row in outcome.rows} == {12}
     assert all(0 <= row.ci95[0] <= row.value <= row.ci95[1] <= 1 for row in outcome.rows)
 
@@ -68,18 +68,6 @@ def test_a_label_that_is_no_class_is_named(source):
 def test_a_field_that_no_sample_has_is_named_with_those_there_are(source):
     with pytest.raises(DataError, match="'lable'; its fields are: artist, concept, label"):
         classification.zero_shot(source, label="lable")
-
-
-def test_a_class_may_be_given_by_its_number():
-    items = [Item("a", (), {"cls": 1}), Item("b", (), {"cls": "cat"}), Item("c", (), {})]
-    assert classification.true_names(items, "cls", ["cat", "dog"]) == ["dog", "cat", None]
-
-
-def test_class_ranks_do_not_depend_on_the_chunk(monkeypatch):
-    features, weights, labels = torch.randn(7, 4), torch.randn(5, 4), torch.arange(7) % 5
-    whole = classification.class_ranks(features, weights, labels)
-    monkeypatch.setattr(classification, "_CHUNK", 3)
-    assert torch.equal(classification.class_ranks(features, weights, labels), whole)
 
 
 def test_retrieval_equals_a_loop_over_all_pairs(model, source):

@@ -139,3 +139,39 @@ def test_the_top_of_a_ranking_has_the_whole_rankings_probabilities():
 
 def test_no_images_have_no_predictions():
     assert zero_shot.predict(IMAGE[:0], WEIGHTS, ["a", "b", "c"]) == []
+
+
+@pytest.fixture
+def classifier():
+    return zero_shot.zero_shot_classifier(Embedder(), ["cat", "a dög", "cat"], ["a {}", "{c}!"])
+
+
+def test_a_classifier_encodes_a_repeated_name_once(classifier, monkeypatch):
+    assert torch.equal(classifier.weights[0], classifier.weights[2])
+    expected = zero_shot.zero_shot_weights(Embedder(), ["cat", "a dög"], ["a {}", "{}!"])
+    torch.testing.assert_close(classifier.weights[:2], expected)
+    (prediction,) = classifier.predict(classifier.weights[:1], logit_scale=50.0)
+    assert [name for name, _ in prediction.ranking] == ["cat (0)", "cat (2)", "a dög"]
+
+
+def test_a_saved_classifier_predicts_the_same(classifier, tmp_path):
+    path = tmp_path / "pets.safetensors"
+    classifier.save(path)
+    loaded = zero_shot.ZeroShotClassifier.load(path)
+    assert (loaded.class_names, loaded.templates) == (("cat", "a dög", "cat"), ("a {}", "{}!"))
+    assert torch.equal(loaded.weights, classifier.weights)
+    images = torch.nn.functional.normalize(torch.randn(3, 6), dim=1)
+    assert loaded.predict(images) == classifier.predict(images)
+    with pytest.raises(ConfigError, match="exists; give a new file"):
+        classifier.save(path)
+
+
+def test_what_is_no_classifier_is_refused(classifier, tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        zero_shot.ZeroShotClassifier.load(tmp_path / "none")
+    for content in (b"", b"{}", b"x" * 100):
+        (tmp_path / "wrong").write_bytes(content)
+        with pytest.raises(ConfigError, match="no zero-shot classifier, or a damaged one"):
+            zero_shot.ZeroShotClassifier.load(tmp_path / "wrong")
+    with pytest.raises(ConfigError, match="for features of size 6, and this model's have 2"):
+        classifier.predict(IMAGE)

@@ -64,11 +64,18 @@ def test_ranks_do_not_depend_on_the_chunks_of_queries():
     assert torch.equal(whole, torch.cat([ranking.positive_ranks(*pair) for pair in pairs]))
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, -math.inf])
-def test_a_collapsed_model_hits_nothing(value):
-    logits = torch.full((3, 3), value)
+def test_a_model_of_nan_hits_nothing():
+    logits = torch.full((3, 3), math.nan)
     assert ranking.top_k_accuracy(logits, LABELS, 2) == 0.0
-    assert ranking.top_k_accuracy(logits, LABELS, 3) == 1.0
+
+
+@pytest.mark.parametrize("num_classes", [3, 20])
+def test_a_constant_model_hits_as_often_as_chance(num_classes):
+    labels = torch.arange(num_classes).repeat(2)
+    logits = torch.zeros(len(labels), num_classes)
+    for k in (1, 2, 3):
+        assert ranking.top_k_accuracy(logits, labels, k) == pytest.approx(k / num_classes)
+    assert ranking.mean_per_class_recall(logits, labels) == pytest.approx(1 / num_classes)
 
 
 def test_a_query_without_positives_is_an_error():

@@ -106,6 +106,7 @@ def test_the_galleries_mark_what_is_right(run, page):
     assert any(hit["right"] for query in details["text_to_image"] for hit in query["hits"])
     assert page.of_class("positive")
     assert page.of_class("pair")
+    assert len(page.of_class("matrix")) == 2
     assert page.of_class("generated")
 
 
@@ -142,7 +143,7 @@ def test_data_that_is_gone_leaves_the_words(run, tmp_path, parse):
     for path in (folder / "eval").glob("*.json"):
         path.write_text(path.read_text().replace("squares-0000.tar", "gone-0000.tar"))
     page = parse(render(read_run(folder)))
-    assert not page.all("img")
+    assert {image["class"] for image in page.all("img")} == {"matrix"}
     assert "Without pictures: " in page.text
     assert len(page.headings) == 8
 

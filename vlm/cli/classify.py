@@ -17,12 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "shards, an image folder, a table or an image")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", metavar="A,B", help="the labels to choose from")
-    labels.add_argument("--labels-file", metavar="FILE", help="the same, one a line")
+    labels.add_argument(
+        "--labels-file",
+        metavar="NAME|FILE",
+        help="imagenet, cifar10, cifar100, or a file with one a line",
+    )
     parser.add_argument(
         "--templates",
         default="simple",
         metavar="NAME|FILE",
-        help="none, simple, openai, openai_simple, or a file with one {} a line (default simple)",
+        help="none, simple (default), cifar, openai, openai_simple, or a file with one {} a line",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="CSV file (default: print it)")
     add_device(parser)
@@ -35,18 +39,17 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: The labels or templates are wrong, or the output exists.
         DataError: The data cannot be read.
     """
-    from vlm.eval.tasks import read_labels
-    from vlm.heads.zero_shot import check_class_names, predict, zero_shot_weights
+    from vlm.heads.class_names import resolve_class_names
+    from vlm.heads.zero_shot import zero_shot_classifier
     from vlm.hub.load import load
     from vlm.retrieval.embed import pictures_of
     from vlm.retrieval.tables import new_csv, refuse_existing
 
     refuse_existing(args.out)
     names = [name.strip() for name in (args.labels or "").split(",")]
-    labels = read_labels(args.labels_file) if args.labels_file else names
-    check_class_names(labels)
+    labels = resolve_class_names(args.labels_file or names)
     model = load(args.model, device=args.device)
-    weights = zero_shot_weights(model, labels, args.templates)
+    classifier = zero_shot_classifier(model, labels, args.templates)
     batches = pictures_of(
         model,
         args.data,
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     with new_csv(args.out, header) as write:
         for batch in batches:
             features = model.encode_pixels(batch.images).float().cpu()
-            found = predict(features, weights, labels, logit_scale=model.logit_scale, top=TOP)
+            found = classifier.predict(features, logit_scale=model.logit_scale, top=TOP)
             for item, prediction in zip(batch.items, found, strict=True):
                 cells = [cell for name, p in prediction.ranking for cell in (name, f"{p:.6f}")]
                 write([item.key, item.path, *cells])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.config.find import counted
+from vlm.curate.benchmark_folder import benchmark_shards
 from vlm.curate.listing import Listing, folder_files, list_folder
 from vlm.curate.pack import REPORT, pack
 from vlm.curate.tables import TABLE_SUFFIXES, list_table
@@ -139,7 +140,7 @@ def shard_patterns(data: str | Sequence[str]) -> list[str] | None:
 def _patterns(data: str) -> list[str] | None:
     path = Path(data).expanduser()
     if path.is_dir():
-        return sorted(str(tar) for tar in path.glob("*.tar")) or None
+        return benchmark_shards(path) or sorted(str(tar) for tar in path.glob("*.tar")) or None
     if data.endswith("/"):
         raise DataError(f"{data}: no such folder; {neighbours(data)}")
     if path.suffix.lower() not in TABLE_SUFFIXES:

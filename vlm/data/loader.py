@@ -304,11 +304,12 @@ class _EvaluationBuilder:
         valid = torch.ones(len(ids), dtype=torch.bool)
         samples: list[EvalSample] = []
         bad: Counter[str] = Counter()
+        rows = images.permute(0, 2, 3, 1).numpy()  # torch would copy each with all of its threads
         for row, sample_id in enumerate(ids):
             try:
                 sample = self.dataset.read(sample_id)
                 samples.append((sample.key, sample.captions, sample.meta))
-                images[row] = self.transform(sample.image)
+                rows[row] = self.transform(sample.image).permute(1, 2, 0).numpy()
             except BadSample as error:
                 valid[row] = False
                 bad[error.reason] += 1

@@ -15,6 +15,7 @@ from vlm.data.dataset import Dataset
 from vlm.errors import DataError
 from vlm.eval.results import Samples
 from vlm.eval.statistics import Interval, Scores, cluster_codes, mean_interval
+from vlm.heads.zero_shot import ZeroShotClassifier, zero_shot_classifier
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.embed import (
     Embedded,
@@ -29,6 +30,8 @@ from vlm.retrieval.embed import (
 from vlm.runtime import distributed
 
 VERSION = 1  # of the tasks: part of every protocol, raised when a metric changes its meaning
+
+Classifiers = dict[tuple[tuple[str, ...], tuple[str, ...]], ZeroShotClassifier]  # by their texts
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Source:
         dataset: The data.
         batch_size: Pictures at a time.
         log: Gets lines of progress, and what was skipped.
+        classifiers: Those that were made of this model already; sources may share them.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Source:
         *,
         batch_size: int = 64,
         log: Log = print,
+        classifiers: Classifiers | None = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
@@ -103,6 +108,7 @@ class Source:
         self.alone = False  # whether rank 0 measures, and others wait
         self.protocols: dict[str, dict[str, Any]] = {}  # what each hash is of
         self._described: dict[str, Described] = {}
+        self.classifiers: Classifiers = {} if classifiers is None else classifiers
 
     @cached_property
     def embedded(self) -> Embedded:
@@ -179,6 +185,15 @@ class Source:
         if total:
             self.log(skipped_line(total, len(self.dataset)))
         return found, dict(total)
+
+    def classifier(
+        self, class_names: Sequence[str], templates: Sequence[str]
+    ) -> ZeroShotClassifier:
+        """The zero-shot classifier of these classes and templates; its texts are encoded once."""
+        key = tuple(class_names), tuple(templates)
+        if key not in self.classifiers:
+            self.classifiers[key] = zero_shot_classifier(self.model, class_names, templates)
+        return self.classifiers[key]
 
     def protocol(self, task: str, **settings: Any) -> str:
         """16 hex digits, equal where two results may be compared."""

@@ -68,6 +68,31 @@ def median_interval(
     return _interval(medians, num_clusters, num_resamples, seed, width=len(values))
 
 
+def resampled_interval(
+    statistic: Callable[[FloatArray], FloatArray],
+    clusters: Sequence[object],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The 95% percentile interval of any statistic of samples; see `mean_interval`.
+
+    Args:
+        statistic: Given how often each sample is drawn [R, N], its value [R] in each resample.
+        clusters: The cluster of each sample.
+        num_resamples: How many values the percentiles are taken from.
+        seed: Of the draws.
+    """
+    codes, num_clusters = cluster_codes(clusters)
+    return _interval(
+        lambda counts: statistic(counts[:, codes]),
+        num_clusters,
+        num_resamples,
+        seed,
+        width=len(codes),
+    )
+
+
 def cluster_codes(clusters: Sequence[object]) -> tuple[IntArray, int]:
     """Each sample's cluster as a number from 0, and how many there are."""
     numbers: dict[object, int] = {}

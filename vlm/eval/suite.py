@@ -22,7 +22,7 @@ from vlm.eval.card import interval, model_card, shown
 from vlm.eval.finished import find, inputs_hash, keep, model_hash
 from vlm.eval.results import Head, details_folder, write_json
 from vlm.eval.results import Result as Row
-from vlm.eval.source import Outcome, Source
+from vlm.eval.source import Classifiers, Outcome, Source
 from vlm.eval.tasks import TASKS, Task
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
@@ -100,6 +100,7 @@ class _Session:
         self.batch_size = batch_size
         self.log = log
         self.sources: dict[str, Source] = {}
+        self.classifiers: Classifiers = {}  # of all tasks
 
     def measure(self, task: Task) -> list[Head]:
         """Its head, with its results, on rank 0; elsewhere none.
@@ -131,7 +132,11 @@ class _Session:
                 if turn is self.is_main:
                     dataset = open_data(task.data, log=self.log)
                     self.sources[key] = Source(
-                        self.model, dataset, batch_size=self.batch_size, log=self.log
+                        self.model,
+                        dataset,
+                        batch_size=self.batch_size,
+                        log=self.log,
+                        classifiers=self.classifiers,
                     )
         return self.sources[key]
 

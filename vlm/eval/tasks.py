@@ -1,21 +1,21 @@
 """The catalogue of tasks: the settings each has in a suite, and the function that it runs."""
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vlm.config.schema import STRICT
+from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
 from vlm.curate.source import open_data
-from vlm.errors import ConfigError
 from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
 from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.eval.swaps import swap
+from vlm.heads.class_names import NAMED_SETS, read_labels, read_lines
 from vlm.inference import VisionLanguageModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]  # part of a file's name
@@ -53,14 +53,35 @@ class ZeroShotTask(Task):
     """Name what pictures show."""
 
     task: Literal["zero_shot"]
-    label: Text = "label"  # the metadata field with the class
-    labels: Text | None = None  # a file with one class name a line; by default all labels seen
-    templates: Text | list[Text] = "simple"  # none | simple | openai | openai_simple | FILE
+    label: Text | None = None  # the metadata field with the class; by default label, else cls
+    # imagenet | cifar10 | cifar100 | a file with one class name a line; by default the
+    # classnames.txt of a folder in CLIP_benchmark's layout, else all labels seen
+    labels: Text | None = None
+    # none | simple | cifar | openai | openai_simple | FILE | a list; by default those of a folder
+    # in CLIP_benchmark's layout, else those that a named set is quoted with, else simple
+    templates: Text | list[Text] | None = None
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
-        names = None if self.labels is None else read_labels(self.labels)
-        return zero_shot(source, label=self.label, class_names=names, templates=self.templates)
+        return zero_shot(
+            source,
+            label=self.label,
+            class_names=self._class_names(),
+            templates=self._templates() if self.templates is None else self.templates,
+        )
+
+    def _class_names(self) -> list[str] | None:
+        if self.labels is not None:
+            return read_labels(self.labels)
+        path = benchmark_text(self.data, CLASS_NAMES)
+        # Blank lines stay, to be refused: without them the numbers of all after them would shift.
+        return None if path is None else read_lines(path)
+
+    def _templates(self) -> str:
+        path = benchmark_text(self.data, TEMPLATES)
+        if path is not None:
+            return str(path)
+        return NAMED_SETS[self.labels].templates if self.labels in NAMED_SETS else "simple"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -133,18 +154,3 @@ TASKS: dict[str, type[Task]] = {
     "swap": SwapTask,
     "questions": QuestionsTask,
 }
-
-
-def read_labels(path: str | Path) -> list[str]:
-    """The class names in a text file, one a line; blank lines are no names.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"labels file {path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"labels file {path}: not UTF-8 text; save it as UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """Zero-shot classification: class names become the rows of a classifier (CLIP, 2103.00020, 3.1)."""
 
 import difflib
-from collections import Counter
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,29 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.errors import ConfigError
+from vlm.heads.class_names import check_class_names, distinct
+from vlm.runtime import torchvision_guard
+from vlm.runtime.files import write_atomic
 
-TEMPLATES = {"none": ("{}",), "simple": ("a photo of a {}.",)}
+_QUALITIES = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+TEMPLATES = {
+    "none": ("{}",),
+    "simple": ("a photo of a {}.",),
+    "cifar": tuple(  # openai/CLIP's data/prompts.md, for CIFAR-10 and CIFAR-100
+        form
+        for article in ("a", "the")
+        for form in (
+            *(f"a {quality}photo of {article} {{}}." for quality in _QUALITIES),
+            *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
+        )
+    ),
+}
 _OPEN_CLIP_TEMPLATES = {
     "openai": "OPENAI_IMAGENET_TEMPLATES",  # 80
     "openai_simple": "SIMPLE_IMAGENET_TEMPLATES",  # the 7 of them that matter most
@@ -40,13 +57,84 @@ class Prediction:
     ranking: list[tuple[str, float]]
 
 
+@dataclass(frozen=True)
+class ZeroShotClassifier:
+    """Classes ready to be told apart: no text is encoded any more. See `zero_shot_classifier`.
+
+    Attributes:
+        class_names: C names, in the order of the class numbers.
+        templates: What the names were put into.
+        weights: A row of length 1 for each class, fp32, on the CPU.
+    """
+
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    weights: Float[Tensor, "C D"]
+
+    def predict(
+        self,
+        image_features: Float[Tensor, "B D"],
+        *,
+        logit_scale: float = 100.0,
+        top: int | None = None,
+    ) -> list[Prediction]:
+        """The ranked labels of each image, as `predict`; a repeated name comes with its number.
+
+        Raises:
+            ConfigError: The classifier is of a model with features of another size.
+        """
+        dim, expected = image_features.shape[1], self.weights.shape[1]
+        if dim != expected:
+            raise ConfigError(
+                f"the classifier is for features of size {expected}, and this model's have {dim}; "
+                "make one with this model: model.classifier(labels)"
+            )
+        names = distinct(self.class_names)
+        return predict(image_features, self.weights, names, logit_scale=logit_scale, top=top)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as one safetensors file: the weights, and the texts in its metadata.
+
+        Raises:
+            ConfigError: The file exists.
+            DiskError: It cannot be written.
+        """
+        path = Path(path)
+        if path.exists():
+            raise ConfigError(f"{path} exists; give a new file")
+        texts = {"class_names": self.class_names, "templates": self.templates}
+        metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()}
+        write_atomic(path, tensor_bytes({"weights": self.weights.contiguous()}, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ZeroShotClassifier":
+        """What `save` wrote.
+
+        Raises:
+            ConfigError: There is no such file, or it is no classifier.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                texts = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+                names, templates = tuple(texts["class_names"]), tuple(texts["templates"])
+                weights = file.get_tensor("weights").float()
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            if isinstance(error, OSError) and not Path(path).is_file():
+                raise ConfigError(f"{path}: no such file; classifier.save writes one") from None
+            raise ConfigError(f"{path}: no zero-shot classifier, or a damaged one") from None
+        if weights.ndim != 2 or len(weights) != len(names):
+            raise ConfigError(f"{path}: {len(names)} class names for weights {[*weights.shape]}")
+        return cls(names, templates, weights)
+
+
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """Templates, each with one `{}` where the class name goes.
 
     Args:
         templates: `none` (the bare name), `simple` (`a photo of a {}.`), `openai` or
-            `openai_simple` (open_clip's 80 and 7 for ImageNet), the path of a text file with one
-            template a line, or the templates themselves.
+            `openai_simple` (open_clip's 80 and 7 for ImageNet), `cifar` (OpenAI's 18 for CIFAR-10
+            and CIFAR-100), the path of a text file with one template a line, or the templates
+            themselves. CLIP_benchmark's `{c}` means the same as `{}`.
 
     Raises:
         ConfigError: There is no such list or file, it is empty, or a template has not one `{}`.
@@ -58,6 +146,21 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     if templates in TEMPLATES:
         return TEMPLATES[templates]
     return _checked(_read_lines(templates), templates)
+
+
+def zero_shot_classifier(
+    model: TextEmbedder, class_names: Sequence[str], templates: str | Sequence[str] = "simple"
+) -> ZeroShotClassifier:
+    """A classifier of these classes; a name that repeats is encoded once, so its rows are equal.
+
+    Raises:
+        ConfigError: There are no class names, or blank ones, or a template is wrong.
+    """
+    check_class_names(class_names, may_repeat=True)
+    forms = resolve_templates(templates)
+    rows = {name: row for row, name in enumerate(dict.fromkeys(class_names))}
+    weights = zero_shot_weights(model, list(rows), forms)
+    return ZeroShotClassifier(tuple(class_names), forms, weights[[rows[n] for n in class_names]])
 
 
 def zero_shot_weights(
@@ -129,26 +232,8 @@ def predict(
     return results
 
 
-def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse a list of labels that cannot be told apart.
-
-    Raises:
-        ConfigError: It is empty, or has blank or repeated names; one line for each problem.
-    """
-    if not class_names:
-        raise ConfigError("the list of labels is empty; give at least one")
-    problems = [
-        f"label {i} of {len(class_names)} is blank; remove it or name it"
-        for i, name in enumerate(class_names, start=1)
-        if not name.strip()
-    ]
-    repeated = [name for name, n in Counter(class_names).items() if n > 1 and name.strip()]
-    problems += [f"label {name!r} is given more than once; keep one" for name in repeated]
-    if problems:
-        raise ConfigError(problems)
-
-
 def _checked(templates: Sequence[str], where: str) -> tuple[str, ...]:
+    templates = [form.replace("{c}", "{}") for form in templates]
     if not templates:
         raise ConfigError(f"{where}: no template; give at least one, as 'a photo of a {{}}.'")
     wrong = [form for form in templates if form.count("{}") != 1]
@@ -175,8 +260,6 @@ def _read_lines(path: str) -> list[str]:
 
 def _from_open_clip(name: str) -> tuple[str, ...]:
     """A list of open_clip's, whose templates are functions of the class name."""
-    from vlm.runtime import torchvision_guard
-
     torchvision_guard.install()
     import open_clip
 

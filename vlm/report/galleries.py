@@ -16,6 +16,7 @@ from vlm.report.inputs import (
     Retrieval,
     ZeroShot,
 )
+from vlm.report.matrix import draw_matrix
 from vlm.report.numbers import percent
 from vlm.report.pictures import Album, Pictures
 from vlm.report.sections import Section, how_to_measure
@@ -102,8 +103,8 @@ def mix(
 
 def _classified(details: ZeroShot, album: Album) -> Html:
     samples = details.samples
-    chosen = mix(samples, lambda s: s.key, lambda s: s.predicted == s.truth, NUM_CLASSIFIED)
-    num_right = sum(sample.predicted == sample.truth for sample in chosen)
+    chosen = mix(samples, lambda s: s.key, lambda s: s.is_true(s.predicted), NUM_CLASSIFIED)
+    num_right = sum(sample.is_true(sample.predicted) for sample in chosen)
     return join(
         _remark(
             f"{num_right} pictures named right and {len(chosen) - num_right} named wrong, drawn by "
@@ -114,12 +115,13 @@ def _classified(details: ZeroShot, album: Album) -> Html:
 
 
 def _card(sample: Classified, album: Album) -> Html:
-    is_right = sample.predicted == sample.truth
     rows = [
-        element("li", *_likely(name, share, name == sample.truth), class_="likely")
+        element("li", *_likely(name, share, sample.is_true(name)), class_="likely")
         for name, share in sample.top[:5]
     ]
-    title = element("h3", _mark(is_right), shorten(sample.truth, 80), dir="auto")
+    title = element(
+        "h3", _mark(sample.is_true(sample.predicted)), shorten(sample.truth, 80), dir="auto"
+    )
     body = element("div", title, element("ol", *rows), class_="body")
     return element("li", album.show(sample.key), body, class_="card")
 
@@ -242,10 +244,13 @@ def _caption(sample: Captioned, album: Album) -> Html:
 
 def _confused(details: ZeroShot, album: Album) -> Html:
     pairs = details.confusions[:NUM_CONFUSIONS]
+    if details.average_precision is not None:
+        return _remark("A picture may have several classes here: none is taken for another.")
     if not pairs:
         return _remark("Not one picture was named wrong.")
     cards = [_pair(pair, details.samples, album) for pair in pairs]
     return join(
+        draw_matrix(details.confusion_matrix) if details.confusion_matrix else None,
         _remark(
             "The most frequent mistakes: a picture that was named wrong, and one of the class it "
             "was taken for."

@@ -5,7 +5,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from vlm.config.find import YamlError, read_text, read_yaml
@@ -16,16 +22,24 @@ from vlm.runtime.files import read_json_lines
 
 @dataclass(frozen=True, config=READ)
 class Classified:
-    """A picture with its true class and its likeliest ones, best first."""
+    """A picture with its true class and its likeliest ones, best first.
+
+    `labels` are the true classes where there may be several; then `truth` is their text.
+    """
 
     key: str
     truth: str
     top: Annotated[list[tuple[str, float]], Field(min_length=1)]
+    labels: list[str] | None = None
 
     @property
     def predicted(self) -> str:
         """The likeliest class."""
         return self.top[0][0]
+
+    def is_true(self, name: str) -> bool:
+        """Whether a class is a true one."""
+        return name in ([self.truth] if self.labels is None else self.labels)
 
 
 @dataclass(frozen=True, config=READ)
@@ -76,6 +90,12 @@ class Details:
     fingerprint: str
 
 
+def _square(matrix: list[list[int]]) -> list[list[int]]:
+    if any(len(row) != len(matrix) for row in matrix):
+        raise ValueError("a confusion matrix has as many columns as rows")
+    return matrix
+
+
 @dataclass(frozen=True, config=READ)
 class ZeroShot(Details):
     """Details of a zero_shot task."""
@@ -83,6 +103,9 @@ class ZeroShot(Details):
     task: Literal["zero_shot"]
     samples: list[Classified]
     confusions: list[Confusion]
+    # rows: the truth; absent where there are many classes
+    confusion_matrix: Annotated[list[list[NonNegativeInt]], AfterValidator(_square)] | None = None
+    average_precision: dict[str, float] | None = None  # of each class, where labels are lists
 
 
 @dataclass(frozen=True, config=READ)

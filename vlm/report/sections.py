@@ -162,7 +162,7 @@ _LEGEND = join(
     element("span", "the line across its end", class_="key"),
     " the 95% interval, ",
     element("span", "the upright tick", class_="key chance-key"),
-    " what a model reaches that does not look. Of a rank, less is better.",
+    " what a model reaches that does not look. Of a rank or a calibration error, less is better.",
 )
 
 

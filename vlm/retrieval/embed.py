@@ -148,6 +148,10 @@ def _size(batch: EvalBatch) -> int:
 
 def _readable(batch: EvalBatch) -> Pictures:
     valid = batch.valid.tolist()
+    if all(valid):  # nothing to leave out, so nothing to copy
+        return Pictures(
+            batch.images, batch.sample_ids, [Item(*s) for s in batch.samples], batch.bad
+        )
     items = [Item(*s) for s, ok in zip(batch.samples, valid, strict=True) if ok]
     return Pictures(batch.images[batch.valid], batch.sample_ids[batch.valid], items, batch.bad)
 
