@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -111,7 +110,9 @@ def best_rouge_l(candidates: Sequence[Candidate], references: References) -> Con
 def best_cider_d(candidates: Sequence[Candidate], corpus: CiderD) -> Constant:
     """Of CIDEr-D, with the corpus's document frequencies."""
     flat, first = _flat(corpus.references)
-    shares = np.repeat([1 / len(texts) for texts in corpus.references], np.diff([*first, len(flat)]))
+    shares = np.repeat(
+        [1 / len(texts) for texts in corpus.references], np.diff([*first, len(flat)])
+    )
     norms = np.array([vector.norms for vector in flat])
     lengths = np.array([vector.length for vector in flat])
     places: defaultdict[Ngram, list[int]] = defaultdict(list)
@@ -128,7 +129,9 @@ def best_cider_d(candidates: Sequence[Candidate], corpus: CiderD) -> Constant:
     @cache
     def penalties(length: int) -> FloatArray:
         distinct, back = np.unique(lengths, return_inverse=True)
-        return np.array([penalty(length - int(other)) for other in distinct])[back] * shares
+        factors = np.array([penalty(length - int(other)) for other in distinct])
+        weighted: FloatArray = factors[back] * shares
+        return weighted
 
     def score(candidate: Candidate) -> float:
         vector = corpus.vector(candidate.tokens)
@@ -149,10 +152,11 @@ def best_clip_score(
 ) -> Constant:
     """Of CLIPScore."""
     texts = embed_texts([candidate.text for candidate in candidates])
-    means = [
-        SCALE * (images @ chunk.T).clamp(min=0).double().mean(0) for chunk in texts.split(_CHUNK)
-    ]
-    return _best(candidates, torch.cat(means).tolist())
+    means: list[float] = []
+    for start in range(0, len(texts), _CHUNK):
+        cosines = images @ texts[start : start + _CHUNK].T  # [N, c]
+        means += (SCALE * cosines.clamp(min=0).double().mean(0)).tolist()
+    return _best(candidates, means)
 
 
 def _best(candidates: Sequence[Candidate], scores: Sequence[float] | FloatArray) -> Constant:

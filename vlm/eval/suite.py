@@ -21,6 +21,7 @@ from vlm.eval.source import Outcome, Source
 from vlm.eval.tasks import TASKS, Task
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
+from vlm.metrics.units import unit_of
 from vlm.retrieval.embed import Log
 from vlm.runtime.files import write_atomic
 
@@ -121,10 +122,8 @@ def render(results: Sequence[Result], *, width: int = 120) -> str:
         table.add_column(name, justify="right")
     for result in results:
         low, high = result["ci95"]
-        is_rank = "rank" in result["metric"]
         value, low, high, chance = (
-            f"{x:.1f}" if is_rank else f"{100 * x:.2f}%"
-            for x in (result["value"], low, high, result["chance"])
+            _shown(result["metric"], x) for x in (result["value"], low, high, result["chance"])
         )
         names = (result[name] for name in ("task", "split", "metric"))
         table.add_row(*names, value, f"{low} .. {high}", chance, f"{result['n']:,}")
@@ -132,6 +131,13 @@ def render(results: Sequence[Result], *, width: int = 120) -> str:
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
+
+
+def _shown(metric: str, value: float) -> str:
+    kind = unit_of(metric)
+    if kind == "share":
+        return f"{100 * value:.2f}%"
+    return f"{value:.3f}" if kind == "points" else f"{value:.1f}"
 
 
 def _task(settings: Any) -> Task:

@@ -1,7 +1,7 @@
 """BLEU-1 to BLEU-4: the counts of one picture, and the score of any sum of such counts.
 
-Papineni et al., "BLEU: a method for automatic evaluation of machine translation" (ACL 2002), section
-2, with the constants of pycocoevalcap, whose figures these are.
+Papineni et al., "BLEU: a method for automatic evaluation of machine translation" (ACL 2002),
+section 2, with the constants of pycocoevalcap, whose figures these are.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """CIDEr-D: how much a caption agrees with its references in what is rare elsewhere.
 
-Vedantam, Zitnick and Parikh (1411.5726), section 3; D, which is harder to game, as COCO's server has
-it (1504.00325, section 3.5). The details are those of pycocoevalcap, whose figures these are.
+Vedantam, Zitnick and Parikh (1411.5726), section 3; D, which is harder to game, as COCO's server
+has it (1504.00325, section 3.5). The details are those of pycocoevalcap, whose figures these are.
 """
 
 from collections import Counter

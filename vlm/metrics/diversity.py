@@ -23,7 +23,7 @@ def distinct_n(captions: Sequence[Tokens], n: int) -> float:
 def distinct_n_without(
     captions: Sequence[Tokens], n: int, clusters: Sequence[Hashable]
 ) -> npt.NDArray[np.float64]:
-    """`distinct_n` without the captions of each cluster in turn, [clusters], as a jackknife needs."""
+    """`distinct_n` without the captions of each cluster in turn, [clusters]: for a jackknife."""
     words: dict[Hashable, int] = dict.fromkeys(clusters, 0)
     owners: dict[Ngram, set[Hashable]] = {}
     for tokens, cluster in zip(captions, clusters, strict=True):
@@ -36,7 +36,8 @@ def distinct_n_without(
             alone[next(iter(owning))] += 1
     left = sum(words.values()) - np.array(list(words.values()))
     runs = len(owners) - np.array(list(alone.values()))
-    return np.divide(runs, left, out=np.zeros(len(left)), where=left > 0)
+    shares: npt.NDArray[np.float64] = runs / np.maximum(left, 1)
+    return shares
 
 
 def mean_length(captions: Sequence[Tokens]) -> float:

@@ -7,12 +7,13 @@ longest match of any rule wins, then the first.
 """
 
 import re
+from string import ascii_lowercase
 
 from vlm.metrics.ptb_characters import FIRST, LETTER, LETTER_OR_DIGIT, NEXT, SYMBOLS
 
 _END = f"(?!{LETTER_OR_DIGIT})"
-_QUOTE = "(?:['’\x92]|&apos;)"
-_ANY_QUOTE = "(?:['’‘`\x91\x92]|&apos;)"
+_QUOTE = "(?:['\u2019\x92]|&apos;)"
+_ANY_QUOTE = "(?:['\u2019\u2018`\x91\x92]|&apos;)"
 _SUFFIX = f"{_QUOTE}(?i:s|m|d|ll|re|ve)(?![A-Za-z])"
 _SLURRED = f"{_QUOTE}(?i:n|em){_END}"
 _NOT = f"[nN]{_ANY_QUOTE}[tT]{_END}"
@@ -24,13 +25,13 @@ _HYPHENED = (
 _UNDERSCORED = f"{LETTER_OR_DIGIT}{NEXT}*(?:[-_]{NEXT}+)+"
 _PATH = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _NUMBER = "(?:[.,:\u066b\u066c]?\\d)+"
-_HOST = "(?:[^\\s\"`'<>|.!?(){},_$@/:;&#-]+(?:[-_]+[^\\s\"`'<>|.!?(){},_$@/:;&#-]+)*\\.)+"
+_LABEL = "[^\\s\"`'<>|.!?(){}\\[\\],_$@/:;&#-]+"  # of a host's name
 _REST = r'(?:/[^\s"<>|(){}]*[^\s"<>|.!?(){},-])?'  # of an address
 
 _ABBREVIATIONS = """
 adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd brig bros
-calif capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs ed.d elec ens esq est
-etc ext feb fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky
+calif capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs ed.d elec ens esq
+est etc ext feb fla fri ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky
 lieut lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev
 nov oct okla penn pfc ph ph.d plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt
 sen sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs treas tue tues univ
@@ -39,17 +40,20 @@ va vs vt wed wis wisc wm wyo
 _CAPITALISED = "ark az del ill la mass miss ore pa tex wash"  # else they are words
 _BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
 _STARTERS = """
-a about according additionally after an as at but earlier he her here however if in it last many more
-now once one other our she since so some such that the their then there these they this we what when
-while yet you
+a about according additionally after an as at but earlier he her here however if in it last many
+more now once one other our she since so some such that the their then there these they this we what
+when while yet you
 """  # of a sentence: a letter and a full stop before one of them is no initial
 _APOSTROPHED = (  # words with one inside
     f"[dln]{_QUOTE}{FIRST}{{2,}}",  # d'you, l'eau
-    f"o{_QUOTE}{FIRST}{{2,}}|o[’'`]clock|o{_QUOTE}o",
+    f"o{_QUOTE}{FIRST}{{2,}}|o[\u2019'`]clock|o{_QUOTE}o",
     f"[a-z]+[aeiouy]{_QUOTE}(?:[aeiou]|(?-i:[A-Z])){LETTER}*",  # ma'am, hawai'i, To'Hajiilee
     *(word.replace("'", _QUOTE) for word in ("s'pore", "cap'ns?", "ev'ry", "c'mon", "c'est")),
-    *(word.replace("'", _QUOTE) for word in ("li'l", "nat'l", "qu'il", "e'er", "dunkin'")),
-    *(word.replace("'", _QUOTE) for word in ( "ol'(?!\\w)", "[djly]'")),
+    *(
+        word.replace("'", _QUOTE)
+        for word in ("li'l", "nat'l", "qu'il", "e'er", "dunkin'", "somethin'")
+    ),
+    *(word.replace("'", _QUOTE) for word in ("ol'(?!\\w)", "[djly]'")),
 )
 
 
@@ -66,15 +70,16 @@ _RULES = (
     # addresses, names, tags, faces
     r"(</?[A-Za-z][\w.:-]*(?:\s+[A-Za-z][\w.:-]*(?:=\"[^\"]*\"|='[^']*')?)*\s*/?>|<!--.*?-->)",
     r'(https?://[^\s"<>|(){}]+[^\s"<>|.!?(){},-])',
-    f"((?i:{_HOST}(?:com|net|org|edu)(?![A-Za-z0-9])|www\\.{_HOST}[a-z]{{2,4}}){_REST})",
-    r"(<?(?:mailto:)?[A-Za-z0-9][^\s\"<>|()&@]*@(?:[A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+>?)",
+    f"((?i:(?:{_LABEL}\\.)+(?:com|net|org|edu)(?![A-Za-z0-9])){_REST})",
+    f"((?i:www\\.(?:{_LABEL}(?:[-_]+{_LABEL})*\\.)+[a-z]{{2,4}}){_REST})",
+    r'(<?[A-Za-z0-9][^\s"<>|()]*@(?:[^\s"<>|(){}.]+\.)*[^\s"<>|(){}.]+>?)',
     rf"(@[A-Za-z_][A-Za-z_0-9]*|\#{FIRST}+)",
     rf"([<>]?[:;=][-*o']?[()DPdpO@|\\\[\]{{]{_END})",
     r"(\^_\^|-_-|<_<|>_>|\(\^_?\^\)|\(-_-\))",
     r"(&[A-Za-z](?:acute|grave|uml|circ|tilde|cedil);|&#\d+;|&(?:amp|lt|gt|quot|nbsp|[mn]dash);)",
     # apostrophes
     f"((?:'|&apos;)[tT])(?i:is|was)(?:{_END}|(?=n{_QUOTE}t))",
-    f"({_QUOTE}(?i:em|til|cause)|{_QUOTE}[nN]{_QUOTE}|{_QUOTE}[2-9]0s{_END})",
+    f"({_QUOTE}(?i:em|till?|cause)|{_QUOTE}[nN]{_QUOTE}|{_QUOTE}[2-9]0s{_END})",
     rf"({_QUOTE}\d\d)(?=\s)",
     f"({_SUFFIX})",
     f"({_NOT})",
@@ -106,23 +111,25 @@ _RULES = (
     r"((?i:c\+\+|[cf]\#))",
     # the rest
     r"(''|``|[!?]+|\*+|_+|@+|\#+|-+|\.{3}|<<|>>)",
-    rf"([\x21-\x7e\x80\x91-\x97\u2013-\u2015«»‹›“”‘’‛€¢£¤\x85…½¼¾⅓⅔{SYMBOLS}])",
+    rf"([\x21-\x7e\x80\x91-\x97\u2013-\u2015«»\u2039\u203a“”\u2018\u2019\u201b€¢£¤\x85…½¼¾⅓⅔{SYMBOLS}])",
 )
 _MATCHES = tuple(re.compile(rule).match for rule in _RULES)
 _PLAIN = re.compile("([A-Za-z]+)(,? |\\. $)")  # most words, without asking every rule
 _SPLIT = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
-_DOTTED = frozenset((_ABBREVIATIONS + _CAPITALISED).split()) | frozenset("abcdefghijklmnopqrstuvwxyz")
+_DOTTED = frozenset((_ABBREVIATIONS + _CAPITALISED).split()) | frozenset(ascii_lowercase)
 _DASHES = frozenset(("-", "--", "---", "----"))  # more are kept
-_PUNCTUATION = _DASHES | frozenset("' ` . ? ! , : ; ... \" … ‘ ’ ‛ ‹ › “ ” « » – — ―".split())
-_PUNCTUATION |= {"''", "``"} | frozenset("\x85\x91\x92\x93\x94\x96\x97") | {"&quot;", "&nbsp;", "&mdash;", "&ndash;"}
+_PUNCTUATION = _DASHES | {"...", "''", "``", "&quot;", "&nbsp;", "&mdash;", "&ndash;"}
+_PUNCTUATION |= frozenset("'`.?!,:;\"…\u2018\u2019\u201b\u2039\u203a“”«»\u2013—―")
+_PUNCTUATION |= frozenset("\x85\x91\x92\x93\x94\x96\x97")
 _WRITTEN = {
     **{"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"£": "#", "€": "$", "\x80": "$", "¤": "$", "¢": "cents"},
     **{"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">"},
 }
-_SHORT_FORM = re.compile("^(?:’|\x92|&apos;)(?=(?:s|m|d|ll|re|ve)$)")
-_SHORT_NOT = {"n’t": "n't", "n\x92t": "n't", "n&apos;t": "n't", "n‘t": "n`t", "n\x91t": "n`t"}
+_SHORT_FORM = re.compile("^(?:\u2019|\x92|&apos;)(?=(?:s|m|d|ll|re|ve)$)")
+_SHORT_NOT = {f"n{quote}t": "n't" for quote in ("\u2019", "\x92", "&apos;")}
+_SHORT_NOT |= {f"n{quote}t": "n`t" for quote in "\u2018\x91"}
 
 
 def tokenize(caption: str) -> list[str]:
@@ -136,8 +143,9 @@ def tokenize(caption: str) -> list[str]:
     tokens: list[str] = []
     place = 0
     while place < len(text):
-        if (plain := _PLAIN.match(text, place)) and not _is_special(word := plain[1].lower(), plain[2]):
-            tokens.append(word)
+        plain = _PLAIN.match(text, place)
+        if plain and not _is_special(plain[1].lower(), plain[2]):
+            tokens.append(plain[1].lower())
             place = plain.end()
             continue
         matches = (found for match in _MATCHES if (found := match(text, place)))

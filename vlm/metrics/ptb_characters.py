@@ -1,4 +1,4 @@
-"""Which characters make up words for the PTB tokeniser, and which stand alone; found by trying it."""
+"""Which characters make up words for the PTB tokeniser, and which stand alone; found by trial."""
 
 _SYMBOLS = """
 a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603 606-60c 614 61b
@@ -14,7 +14,7 @@ _MARKS = """
 a81-a83 abc abe-acf b82 bbe-bc2 bc6-bc8 bca-bcd c01-c03 c3e-c56 d3e-d44 d46-d48 e31 e34-e3a
 e47-e4e eb1 eb4-ebc ec8-ecd
 """
-# Numbers that are no letters to it, and what lies beyond 16 bits (most emoji): left out like spaces.
+# Numbers that are no letters to it, and what lies beyond 16 bits, as most emoji: left out.
 _NEITHER = "bc-be 2150-215e 2160-2189 3007 3021-3029 3038-303a 3220-3229 3248-324f 3251-325f "
 _NEITHER += "3280-3289 32b1-32bf 10000-10ffff"
 

@@ -6,7 +6,7 @@ the beta and the maxima of pycocoevalcap, whose figures these are.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vlm.metrics.ngrams import Tokens
 
 BETA = 1.2
-Bits = TypeVar("Bits", int, npt.NDArray[np.uint64])
+Bits = TypeVar("Bits", int, npt.NDArray[Any])
 Share = TypeVar("Share", float, npt.NDArray[np.float64])
 
 
@@ -50,8 +50,8 @@ def f_measure(precision: Share, recall: Share) -> Share:
 def unmatched(masks: Iterable[Bits], ones: Bits) -> Bits:
     """A bit for each place of a text that is in no longest common subsequence with another one.
 
-    The bit-parallel recurrence of Hyyro, "Bit-parallel LCS-length computation revisited" (2004): the
-    number of zeros is the length. Arrays hold many texts at once, of 64 words at most.
+    The bit-parallel recurrence of Hyyro, "Bit-parallel LCS-length computation revisited" (2004):
+    the number of zeros is the length. Arrays hold many texts at once, of 64 words at most.
 
     Args:
         masks: Of each word of the other text, the places at which the text has it.
@@ -61,4 +61,5 @@ def unmatched(masks: Iterable[Bits], ones: Bits) -> Bits:
     for mask in masks:
         common = rest & mask
         rest = (rest + common) | (rest - common)
-    return rest & ones
+    last: Bits = rest & ones
+    return last

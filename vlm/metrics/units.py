@@ -7,7 +7,7 @@ Unit = Literal["share", "place", "points", "words"]
 _UNITS: dict[str, Unit] = {"cider_d": "points", "clip_score": "points", "length": "words"}
 
 
-def unit(metric: str) -> Unit:
+def unit_of(metric: str) -> Unit:
     """Shares are in 0..1 and shown in percent; places count from 1, and less is better.
 
     Points have a scale of their own (CIDEr-D 0..10, CLIPScore 0..2.5) and are shown as they are.

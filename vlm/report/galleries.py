@@ -16,7 +16,7 @@ from vlm.report.inputs import (
     Retrieval,
     ZeroShot,
 )
-from vlm.report.numbers import percent
+from vlm.report.numbers import metric, percent
 from vlm.report.pictures import Album, Pictures
 from vlm.report.sections import Section, how_to_measure
 
@@ -233,11 +233,16 @@ def _caption(sample: Captioned, album: Album) -> Html:
     body = element(
         "div",
         element("p", f"“{generated}”", class_="generated", dir="auto"),
-        element("p", f"token F1 {percent(sample.token_f1)}", class_="place"),
+        element("p", _agreement(sample), class_="place"),
         element("ul", *references, class_="references"),
         class_="body",
     )
     return element("li", album.show(sample.key), body, class_="card")
+
+
+def _agreement(sample: Captioned) -> str:
+    f1 = f"token F1 {percent(sample.token_f1)}"
+    return f1 if sample.cider_d is None else f"{f1}, CIDEr-D {metric('cider_d', sample.cider_d)}"
 
 
 def _confused(details: ZeroShot, album: Album) -> Html:

@@ -79,6 +79,7 @@ class Captioned:
     generated: str
     references: list[str]
     token_f1: float
+    cider_d: float | None = None  # older results have none
 
 
 @dataclass(frozen=True, config=_READ)
