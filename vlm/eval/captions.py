@@ -199,7 +199,7 @@ def _diversity(
         value = diversity.distinct_n(captions, n)
         without = diversity.distinct_n_without(captions, n, clusters)
         found.append((f"distinct_{n}", value, jackknife_interval(value, without)))
-    length = mean_row("length", [len(tokens) for tokens in captions], clusters, chance=0)
+    length = mean_row("length", [float(len(tokens)) for tokens in captions], clusters, chance=0.0)
     return [*found, ("length", length.value, length.ci95)]
 
 

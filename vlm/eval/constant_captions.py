@@ -16,7 +16,8 @@ from vlm.metrics.clip_score import SCALE
 from vlm.metrics.ngrams import MAX_N, Ngram, Tokens, ngrams
 from vlm.metrics.rouge import f_measure, unmatched
 
-MAX_CANDIDATES = 2_000  # each is scored against every reference; more are sampled evenly
+MAX_CANDIDATES = 20_000  # more are sampled evenly
+FEW_CANDIDATES = 2_000  # where every reference or picture is looked at for each
 _WORD_BITS = 64
 _PADDING = 8  # references are padded to a multiple of this many words
 _CHUNK = 256  # captions whose similarities to all pictures are held at a time
@@ -41,17 +42,17 @@ class Candidate(NamedTuple):
 
 
 def candidates_of(texts: Sequence[Sequence[str]], references: References) -> list[Candidate]:
-    """The captions that differ in their words, or `MAX_CANDIDATES` at even distances."""
+    """The captions that differ in their words, or `MAX_CANDIDATES` of them."""
     pairs = (
         (text, tuple(tokens))
         for of_picture, tokenized in zip(texts, references, strict=True)
         for text, tokens in zip(of_picture, tokenized, strict=True)
     )
     found = [Candidate(text, tokens) for tokens, text in {t: text for text, t in pairs}.items()]
-    return found[:: -(-len(found) // MAX_CANDIDATES)]
+    return _sampled(found, MAX_CANDIDATES)
 
 
-def best_bleu(candidates: Sequence[Candidate], references: References) -> list[Constant]:
+def best_bleu(candidates: list[Candidate], references: References) -> list[Constant]:
     """Of BLEU-1..4 each, of the whole corpus."""
     num_allowing: Counter[tuple[Ngram, int]] = Counter()  # pictures that allow so many of it
     for texts in references:
@@ -74,8 +75,8 @@ def best_bleu(candidates: Sequence[Candidate], references: References) -> list[C
     return [_best(candidates, scores) for scores in bleu(counts).T]
 
 
-def best_rouge_l(candidates: Sequence[Candidate], references: References) -> Constant:
-    """Of ROUGE-L. A candidate's first 64 words are what counts."""
+def best_rouge_l(candidates: list[Candidate], references: References) -> Constant:
+    """Of ROUGE-L, among `FEW_CANDIDATES`; of each, the first 64 words are what is said."""
     flat, first = _flat([[list(tokens) or [""] for tokens in texts] for texts in references])
     numbers: dict[str, int] = {}
     rows = [[numbers.setdefault(word, len(numbers)) + 1 for word in words] for words in flat]
@@ -104,62 +105,61 @@ def best_rouge_l(candidates: Sequence[Candidate], references: References) -> Con
         some = precision > 0
         return float(f_measure(precision[some], recall[some]).sum() / len(references))
 
-    return _best(candidates, [score(candidate) for candidate in candidates])
+    some = _sampled(candidates, FEW_CANDIDATES)
+    return _best(some, [score(candidate) for candidate in some])
 
 
-def best_cider_d(candidates: Sequence[Candidate], corpus: CiderD) -> Constant:
-    """Of CIDEr-D, with the corpus's document frequencies."""
-    flat, first = _flat(corpus.references)
-    shares = np.repeat(
-        [1 / len(texts) for texts in corpus.references], np.diff([*first, len(flat)])
-    )
-    norms = np.array([vector.norms for vector in flat])
-    lengths = np.array([vector.length for vector in flat])
-    places: defaultdict[Ngram, list[int]] = defaultdict(list)
-    for row, vector in enumerate(flat):
-        for ngram in vector.counts:
-            places[ngram].append(row)
-    found: dict[Ngram, tuple[npt.NDArray[np.int64], FloatArray, FloatArray]] = {}
-    for ngram, members in places.items():
-        times = np.array([flat[row].counts[ngram] for row in members], np.float64)
-        norm = norms[members, len(ngram) - 1]
-        weights = np.divide(times * corpus.idf(ngram) ** 2, norm, out=0 * times, where=norm > 0)
-        found[ngram] = (np.array(members), times, weights)
+def best_cider_d(candidates: list[Candidate], corpus: CiderD) -> Constant:
+    """Of CIDEr-D, with the corpus's document frequencies.
 
-    @cache
-    def penalties(length: int) -> FloatArray:
-        distinct, back = np.unique(lengths, return_inverse=True)
-        factors = np.array([penalty(length - int(other)) for other in distinct])
-        weighted: FloatArray = factors[back] * shares
-        return weighted
+    min(a, b) is the number of k up to both: over (n-gram, k) the clipped cosine is a plain product,
+    and what depends on a reference beyond that is its length. So the references are added up by
+    n-gram, k and length, once for all candidates.
+    """
+    sums: defaultdict[tuple[Ngram, int], defaultdict[int, float]]
+    sums = defaultdict(lambda: defaultdict(float))
+    for vectors in corpus.references:
+        for vector in vectors:
+            for ngram, count in vector.counts.items():
+                if norm := vector.norms[len(ngram) - 1]:
+                    weight = count * corpus.idf(ngram) ** 2 / norm / len(vectors)
+                    for number in range(1, count + 1):
+                        sums[ngram, number][vector.length] += weight
+
+    penalties = cache(penalty)
 
     def score(candidate: Candidate) -> float:
-        vector = corpus.vector(candidate.tokens)
-        cosines = np.zeros(len(flat))
+        vector, total = corpus.vector(candidate.tokens), 0.0
         for ngram, count in vector.counts.items():
-            if ngram in found and (norm := vector.norms[len(ngram) - 1]):
-                members, times, weights = found[ngram]
-                cosines[members] += np.minimum(count, times) * weights / norm
-        return float(cosines @ penalties(vector.length)) * 10 / MAX_N / len(corpus.references)
+            norm = vector.norms[len(ngram) - 1] or 1.0
+            for number in range(1, count + 1):
+                for length, weight in sums.get((ngram, number), {}).items():
+                    total += weight / norm * penalties(vector.length - length)
+        return 10 * total / MAX_N / len(corpus.references)
 
     return _best(candidates, [score(candidate) for candidate in candidates])
 
 
 def best_clip_score(
-    candidates: Sequence[Candidate],
+    candidates: list[Candidate],
     images: Float[Tensor, "N D"],
     embed_texts: Callable[[list[str]], Float[Tensor, "C D"]],
 ) -> Constant:
-    """Of CLIPScore."""
-    texts = embed_texts([candidate.text for candidate in candidates])
+    """Of CLIPScore, among `FEW_CANDIDATES`."""
+    some = _sampled(candidates, FEW_CANDIDATES)
+    texts = embed_texts([candidate.text for candidate in some])
     means: list[float] = []
     for start in range(0, len(texts), _CHUNK):
         cosines = images @ texts[start : start + _CHUNK].T  # [N, c]
         means += (SCALE * cosines.clamp(min=0).double().mean(0)).tolist()
-    return _best(candidates, means)
+    return _best(some, means)
 
 
-def _best(candidates: Sequence[Candidate], scores: Sequence[float] | FloatArray) -> Constant:
+def _sampled(candidates: list[Candidate], most: int) -> list[Candidate]:
+    return candidates[:: -(-len(candidates) // most)]
+
+
+def _best(candidates: list[Candidate], scores: Sequence[float] | FloatArray) -> Constant:
     number = int(np.argmax(scores))
     return Constant(candidates[number].text, float(scores[number]))
 

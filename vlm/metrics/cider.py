@@ -74,10 +74,11 @@ class CiderD:
         return self._idf.get(ngram, self._highest)
 
     def _vector(self, counts: Counter[Ngram]) -> Vector:
-        squares, length = [0.0] * MAX_N, 0
+        squares, length, idf = [0.0] * MAX_N, 0, self._idf
         for ngram, count in counts.items():
-            squares[len(ngram) - 1] += (count * self.idf(ngram)) ** 2
-            length += count if len(ngram) == 2 else 0
+            n = len(ngram)
+            squares[n - 1] += (count * idf.get(ngram, self._highest)) ** 2
+            length += count if n == 2 else 0
         return Vector(counts, [sqrt(square) for square in squares], length)
 
     def _score(self, candidate: Vector, references: list[Vector]) -> float:

@@ -1,4 +1,4 @@
-"""How varied and how long captions are, without a look at any reference."""
+"""How varied captions are, without a look at any reference."""
 
 from collections.abc import Hashable, Sequence
 
@@ -38,11 +38,6 @@ def distinct_n_without(
     runs = len(owners) - np.array(list(alone.values()))
     shares: npt.NDArray[np.float64] = runs / np.maximum(left, 1)
     return shares
-
-
-def mean_length(captions: Sequence[Tokens]) -> float:
-    """In words."""
-    return sum(len(tokens) for tokens in captions) / len(captions)
 
 
 def _runs(tokens: Tokens, n: int) -> list[Ngram]:
