@@ -16,7 +16,7 @@ from vlm.report.inputs import (
     Retrieval,
     ZeroShot,
 )
-from vlm.report.numbers import metric, percent
+from vlm.report.numbers import listed, metric, metric_name, percent
 from vlm.report.pictures import Album, Pictures
 from vlm.report.sections import Section, how_to_measure
 
@@ -213,8 +213,14 @@ def _captioned(details: Captions, album: Album) -> Html:
             "From the best to the worst by token F1, at equal distances; beneath, what people "
             f"wrote. The best caption for all at once, which sets the chance level: “{constant}”."
         ),
+        _remark(f"People's own captions: {_people(details)}.") if details.people else None,
         element("ul", *(_caption(sample, album) for sample in chosen), class_="cards"),
     )
+
+
+def _people(details: Captions) -> str:
+    """What they reach in the metrics that need no reference."""
+    return listed([f"{metric_name(n)} {metric(n, value)}" for n, value in details.people.items()])
 
 
 def spread(samples: Sequence[Captioned], num: int) -> list[Captioned]:

@@ -117,6 +117,7 @@ class Captions(Details):
     task: Literal["caption"]
     samples: list[Captioned]
     best_constant: str
+    people: dict[str, float] = field(default_factory=dict)  # older results have none
 
 
 AnyDetails = Annotated[ZeroShot | Retrieval | Captions, Field(discriminator="task")]
