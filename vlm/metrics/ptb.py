@@ -114,7 +114,7 @@ _RULES = (
     rf"([\x21-\x7e\x80\x91-\x97\u2013-\u2015«»\u2039\u203a“”\u2018\u2019\u201b€¢£¤\x85…½¼¾⅓⅔{SYMBOLS}])",
 )
 _MATCHES = tuple(re.compile(rule).match for rule in _RULES)
-_PLAIN = re.compile("([A-Za-z]+)(,? |\\. $)")  # most words, without asking every rule
+_PLAIN = re.compile(f"({LETTER}{LETTER_OR_DIGIT}*)(,? |\\. $)")  # most words, without every rule
 _SPLIT = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
 _DOTTED = frozenset((_ABBREVIATIONS + _CAPITALISED).split()) | frozenset(ascii_lowercase)
 _DASHES = frozenset(("-", "--", "---", "----"))  # more are kept
