@@ -208,9 +208,6 @@ def test_caption_metrics_equal_those_of_the_words_themselves(model, source, desc
     expected = bleu(np.sum([bleu_counts(*pair) for pair in pairs], 0))
     assert [rows[f"bleu_{n}"].value for n in (1, 2, 3, 4)] == pytest.approx(expected)
     assert rows["rouge_l"].value == pytest.approx(np.mean([rouge_l(*pair) for pair in pairs]))
-    images = model.embed_images([source.dataset.read(i).image for i in range(12)])
-    scores = 2.5 * (images * model.embed_texts(said)).sum(1).clamp(min=0)
-    assert rows["clip_score"].value == pytest.approx(scores.mean().item(), abs=1e-5)
     # a, square, dog, and six colours but for the red square's: red is there all the same
     num_words = len({word for words in tokens for word in words})
     assert rows["distinct_1"].value == pytest.approx(num_words / 36)
@@ -218,6 +215,24 @@ def test_caption_metrics_equal_those_of_the_words_themselves(model, source, desc
     for row in outcome.rows:
         low, high = row.ci95
         assert low <= row.value <= high, row.metric
+
+
+def test_clip_score_compares_each_caption_with_its_own_picture(
+    model, source, describing, monkeypatch
+):
+    images = model.embed_images([source.dataset.read(i).image for i in range(12)])
+
+    def embed_texts(texts):  # a colour's words are where its picture is
+        words = [text.split()[1] for text in texts]
+        return torch.stack([images[COLOURS.index(w) if w in COLOURS else 0] for w in words])
+
+    monkeypatch.setattr(model, "embed_texts", embed_texts)
+    said = [f"a {colour} square" for colour in [*COLOURS[:6], *["black"] * 6]]
+    outcome = describing(said)
+    expected = [2.5] * 6 + (2.5 * images[6:] @ images[4]).tolist()
+    assert min(expected) < 2.49
+    found = [sample["clip_score"] for sample in outcome.details["samples"]]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_chance_is_what_a_constant_caption_reaches(describing):
