@@ -54,6 +54,24 @@ def test_median_interval_equals_a_loop():
     assert statistics.median_interval(scores, clusters, num_resamples=100) == expected
 
 
+def test_sums_interval_of_a_ratio_is_that_of_the_mean():
+    rng = np.random.default_rng(4)
+    scores, weights, clusters = rng.random(30), rng.random(30) + 0.1, rng.integers(0, 6, 30)
+    parts = np.stack([scores * weights, weights], axis=1)
+    expected = statistics.mean_interval(scores, clusters.tolist(), weights=weights)
+    interval = statistics.sums_interval(parts, clusters.tolist(), lambda s: s[:, 0] / s[:, 1])
+    assert interval == pytest.approx(expected, abs=1e-12)
+
+
+def test_jackknife_interval_of_a_mean_is_the_normal_one():
+    scores = np.random.default_rng(5).random(40)
+    without = (scores.sum() - scores) / 39
+    low, high = statistics.jackknife_interval(scores.mean(), without)
+    error = 1.96 * scores.std(ddof=1) / np.sqrt(40)
+    assert (low, high) == pytest.approx((scores.mean() - error, scores.mean() + error))
+    assert statistics.jackknife_interval(0.5, np.array([0.0])) == (0.5, 0.5)
+
+
 def test_equal_inputs_give_equal_intervals():
     scores = np.arange(10) / 10
     assert statistics.mean_interval(scores, range(10)) == statistics.mean_interval(

@@ -125,6 +125,9 @@ def test_the_table_is_plain_text():
     row = {"task": "t", "split": "s", "value": 0.5, "ci95": [0.25, 0.75], "n": 1234, "chance": 0.1}
     text = render([{**row, "metric": "acc1"}, {**row, "metric": "median_rank", "value": 3.0}])
     assert "50.00%   25.00% .. 75.00%   10.00%   1,234" in text
+    points = render([{**row, "metric": "cider_d"}, {**row, "metric": "length", "value": 7.25}])
+    assert "0.500   0.250 .. 0.750    0.100   1,234" in points
+    assert "7.2 " in points
     assert "1,234" in text
     assert "3.0" in text
     assert "\x1b" not in text

@@ -1,6 +1,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,9 @@ from vlm.eval.captions import caption
 from vlm.eval.source import Source
 from vlm.heads.zero_shot import zero_shot_weights
 from vlm.metrics import ranking
+from vlm.metrics.bleu import bleu, bleu_counts
+from vlm.metrics.cider import CiderD
+from vlm.metrics.rouge import rouge_l
 from vlm.metrics.words import token_f1
 from vlm.retrieval.embed import Item
 
@@ -152,6 +156,100 @@ def test_caption_scores_what_the_model_says(model, source):
     # "a red square" for every picture: 1 for the two red ones, 2/3 for the ten others.
     assert outcome.rows[0].chance == pytest.approx((2 + 10 * 2 / 3) / 12)
     assert outcome.rows[1].chance == pytest.approx(2 / 12)
+
+
+CAPTION_METRICS = [
+    *("token_f1", "exact_match", "cider_d", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"),
+    *("clip_score", "distinct_1", "distinct_2", "length"),
+]
+
+
+@pytest.fixture
+def describing(model, shards, monkeypatch):
+    """Captions a source as told, a caption for each of its 12 pictures, whatever they show."""
+
+    def describing(texts):
+        texts = iter(texts)
+        monkeypatch.setattr(
+            model, "caption_pixels", lambda images, **_: [next(texts) for _ in range(len(images))]
+        )
+        return caption(Source(model, open_shards(str(shards)), log=lambda _: None))
+
+    return describing
+
+
+COLOURS = ["red", "green", "blue", "yellow", "black", "white"] * 2
+
+
+def test_caption_metrics_equal_those_of_the_words_themselves(model, source, describing):
+    said = [f"a {colour} square" if n % 3 else "a red dog" for n, colour in enumerate(COLOURS)]
+    outcome = describing(said)
+    rows = {row.metric: row for row in outcome.rows}
+    assert list(rows) == CAPTION_METRICS
+    assert {row.n for row in outcome.rows} == {12}
+    references = [[c.split() for c in source.dataset.read(i).captions] for i in range(12)]
+    tokens = [text.split() for text in said]
+    pairs = list(zip(tokens, references, strict=True))
+    cider = CiderD(references).scores(tokens)
+    assert rows["cider_d"].value == pytest.approx(cider.mean())
+    assert [sample["cider_d"] for sample in outcome.details["samples"]] == pytest.approx(cider)
+    expected = bleu(np.sum([bleu_counts(*pair) for pair in pairs], 0))
+    assert [rows[f"bleu_{n}"].value for n in (1, 2, 3, 4)] == pytest.approx(expected)
+    assert rows["rouge_l"].value == pytest.approx(np.mean([rouge_l(*pair) for pair in pairs]))
+    # a, square, dog, and six colours but for the red square's: red is there all the same
+    num_words = len({word for words in tokens for word in words})
+    assert rows["distinct_1"].value == pytest.approx(num_words / 36)
+    assert rows["length"].value == 3
+    for row in outcome.rows:
+        low, high = row.ci95
+        assert low <= row.value <= high, row.metric
+
+
+def test_clip_score_compares_each_caption_with_its_own_picture(
+    model, source, describing, monkeypatch
+):
+    images = model.embed_images([source.dataset.read(i).image for i in range(12)])
+
+    def embed_texts(texts):  # a colour's words are where its picture is
+        words = [text.split()[1] for text in texts]
+        return torch.stack([images[COLOURS.index(w) if w in COLOURS else 0] for w in words])
+
+    monkeypatch.setattr(model, "embed_texts", embed_texts)
+    said = [f"a {colour} square" for colour in [*COLOURS[:6], *["black"] * 6]]
+    outcome = describing(said)
+    expected = [2.5] * 6 + (2.5 * images[6:] @ images[4]).tolist()
+    assert min(expected) < 2.49
+    found = [sample["clip_score"] for sample in outcome.details["samples"]]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_chance_is_what_a_constant_caption_reaches(describing):
+    outcome = describing(["a red square"] * 12)
+    rows = {row.metric: row for row in outcome.rows}
+    for name in ("token_f1", "cider_d", "bleu_1", "bleu_2", "bleu_3", "rouge_l", "clip_score"):
+        assert rows[name].value <= rows[name].chance + 1e-6, name
+    assert outcome.details["best_constant"].endswith(" square")
+    for name in ("token_f1", "distinct_1", "distinct_2", "length"):
+        assert rows[name].value == pytest.approx(rows[name].chance), name
+    assert outcome.details["constants"]["bleu_1"].startswith("a ")
+    # People's first captions: six colours, "a" and "square" in 36 words.
+    assert outcome.details["people"]["distinct_1"] == pytest.approx(8 / 36)
+    assert outcome.details["people"]["length"] == 3
+
+
+def test_right_captions_reach_the_highest_scores(describing):
+    rows = {row.metric: row for row in describing([f"a {c} square" for c in COLOURS]).rows}
+    for name in ("token_f1", "exact_match", "bleu_1", "bleu_3", "rouge_l"):
+        assert rows[name].value == pytest.approx(1.0), name
+    assert rows["cider_d"].value > 2 * rows["cider_d"].chance
+    assert rows["cider_d"].ci95[0] > rows["cider_d"].chance
+
+
+def test_captions_without_a_word_score_0(describing):
+    rows = {row.metric: row for row in describing([""] * 12).rows}
+    for name in ("token_f1", "cider_d", "bleu_1", "bleu_4", "rouge_l", "distinct_1", "length"):
+        assert rows[name].value == pytest.approx(0.0, abs=1e-9), name
+        assert rows[name].ci95 == pytest.approx((0.0, 0.0), abs=1e-9), name
 
 
 def test_the_protocol_changes_with_what_was_measured_and_with_nothing_else(model, source, shards):

@@ -13,6 +13,13 @@ def test_percent(share, text):
 def test_a_rank_is_no_percentage():
     assert numbers.metric("text_to_image_median_rank", 278.0) == "278.0"
     assert numbers.metric("acc1", 0.5) == "50.0%"
+    assert numbers.metric("cider_d", 1.1374) == "1.137"
+    assert numbers.metric("length", 9.26) == "9.3"
+
+
+def test_metrics_have_the_field_s_names():
+    names = [numbers.metric_name(n) for n in ("bleu_4", "cider_d", "clip_score", "token_f1")]
+    assert names == ["BLEU-4", "CIDEr-D", "CLIPScore", "token f1"]
 
 
 @pytest.mark.parametrize(

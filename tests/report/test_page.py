@@ -8,6 +8,7 @@ import pytest
 
 from vlm.cli import report as cli
 from vlm.errors import ConfigError, DiskError
+from vlm.metrics.units import unit_of
 from vlm.report.inputs import (
     Captioned,
     Captions,
@@ -90,8 +91,17 @@ def test_every_result_is_a_row_and_the_primary_one_stands_out(run, page):
         len([a for a in page.all("th") if a.get("scope") == "row"]) == len(rows) + 1
     )  # a bad sample
     assert len(page.of_class("primary")) == 6
-    ranks = sum("rank" in row["metric"] for row in rows)
-    assert len(page.of_class("bar")) == len(rows) - ranks
+    shares = sum(unit_of(row["metric"]) == "share" for row in rows)
+    assert len(page.of_class("bar")) == shares
+
+
+def test_caption_metrics_stand_under_their_names_beside_what_people_reach(page):
+    for name in ("BLEU-4", "ROUGE-L", "CIDEr-D", "CLIPScore", "distinct-1", "length in words"):
+        assert name in page.text
+    share = r"[\d.]+%"
+    people = rf"own captions: distinct-1 {share}, distinct-2 {share} and length in words 3\.0"
+    assert re.search(people, page.text)
+    assert re.search(r"token F1 [\d.]+%, CIDEr-D \d\.\d{3}", page.text)
 
 
 def test_every_picture_and_drawing_is_described(page):

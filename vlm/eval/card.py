@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm.config.find import write_yaml
 from vlm.eval.results import Head, Result
+from vlm.metrics.units import unit_of
 
 MARKER = "<!-- written by vlm eval -->"
 _TYPES = {  # the hub's names of tasks; of others their own
@@ -76,8 +77,11 @@ def table(
 
 
 def shown(metric: str, value: float) -> str:
-    """A value as tables show it: a share in percent, a rank as it is."""
-    return f"{value:.1f}" if "rank" in metric else f"{100 * value:.2f}%"
+    """A number as a reader expects it, by its metric's unit."""
+    kind = unit_of(metric)
+    if kind == "share":
+        return f"{100 * value:.2f}%"
+    return f"{value:.3f}" if kind == "points" else f"{value:.1f}"
 
 
 def interval(metric: str, ci95: Sequence[float]) -> str:

@@ -40,7 +40,7 @@ class Row:
 
     Attributes:
         metric: Its name.
-        value: In 0..1, or a rank from 1.
+        value: In 0..1, or as `vlm.metrics.units` says.
         ci95: Its 95% interval, from resampled concepts where pictures share one, else pictures.
         n: How many samples or queries were scored.
         chance: What a model reaches that does not look.

@@ -93,6 +93,47 @@ def resampled_interval(
     )
 
 
+def sums_interval(
+    parts: npt.ArrayLike,
+    clusters: Sequence[object],
+    score: Callable[[FloatArray], FloatArray],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The 95% percentile interval of a score of summed parts; see `mean_interval`.
+
+    Args:
+        parts: [samples, K]: what a sample adds to the K sums.
+        clusters: The cluster of each sample.
+        score: From sums [resamples, K] to one number each.
+        num_resamples: How many scores the percentiles are taken from.
+        seed: Of the draws.
+    """
+    codes, num_clusters = cluster_codes(clusters)
+    columns = np.asarray(parts, np.float64).T
+    totals = np.stack([np.bincount(codes, column, num_clusters) for column in columns], axis=1)
+    return _interval(lambda counts: score(counts @ totals), num_clusters, num_resamples, seed)
+
+
+def jackknife_interval(value: float, without: FloatArray) -> Interval:
+    """The 95% normal interval of what no resample may count twice, such as different words.
+
+    A bootstrap's resamples hold only 63% of the clusters, so fewer different words. The jackknife
+    leaves out one cluster at a time; its variance errs on the wide side (Efron and Stein 1981,
+    "The jackknife estimate of variance", theorem 1).
+
+    Args:
+        value: Of all samples.
+        without: The value without each cluster. With one cluster the interval is a point.
+    """
+    num = len(without)
+    if num < 2:
+        return value, value
+    error = float(np.sqrt((num - 1) * np.var(without)))
+    return value - 1.96 * error, value + 1.96 * error
+
+
 def cluster_codes(clusters: Sequence[object]) -> tuple[IntArray, int]:
     """Each sample's cluster as a number from 0, and how many there are."""
     numbers: dict[object, int] = {}

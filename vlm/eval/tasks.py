@@ -107,8 +107,8 @@ class CaptionTask(Task):
         return model.model.captioner is not None
 
     def look(self, source: Source) -> object:
-        """All ranks describe."""
-        return describe(source, self.prompt)
+        """All ranks describe, and embed for CLIPScore."""
+        return describe(source, self.prompt), source.embedded
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""

@@ -17,7 +17,7 @@ from vlm.report.inputs import (
     ZeroShot,
 )
 from vlm.report.matrix import draw_matrix
-from vlm.report.numbers import percent
+from vlm.report.numbers import listed, metric, metric_name, percent
 from vlm.report.pictures import Album, Pictures
 from vlm.report.sections import Section, how_to_measure
 
@@ -215,8 +215,14 @@ def _captioned(details: Captions, album: Album) -> Html:
             "From the best to the worst by token F1, at equal distances; beneath, what people "
             f"wrote. The best caption for all at once, which sets the chance level: “{constant}”."
         ),
+        _remark(f"People's own captions: {_people(details)}.") if details.people else None,
         element("ul", *(_caption(sample, album) for sample in chosen), class_="cards"),
     )
+
+
+def _people(details: Captions) -> str:
+    """What they reach in the metrics that need no reference."""
+    return listed([f"{metric_name(n)} {metric(n, value)}" for n, value in details.people.items()])
 
 
 def spread(samples: Sequence[Captioned], num: int) -> list[Captioned]:
@@ -235,11 +241,16 @@ def _caption(sample: Captioned, album: Album) -> Html:
     body = element(
         "div",
         element("p", f"“{generated}”", class_="generated", dir="auto"),
-        element("p", f"token F1 {percent(sample.token_f1)}", class_="place"),
+        element("p", _agreement(sample), class_="place"),
         element("ul", *references, class_="references"),
         class_="body",
     )
     return element("li", album.show(sample.key), body, class_="card")
+
+
+def _agreement(sample: Captioned) -> str:
+    f1 = f"token F1 {percent(sample.token_f1)}"
+    return f1 if sample.cider_d is None else f"{f1}, CIDEr-D {metric('cider_d', sample.cider_d)}"
 
 
 def _confused(details: ZeroShot, album: Album) -> Html:

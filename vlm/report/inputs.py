@@ -78,6 +78,7 @@ class Captioned:
     generated: str
     references: list[str]
     token_f1: float
+    cider_d: float | None = None  # older results have none
 
 
 @dataclass(frozen=True, config=READ)
@@ -124,6 +125,7 @@ class Captions(Details):
     task: Literal["caption"]
     samples: list[Captioned]
     best_constant: str
+    people: dict[str, float] = field(default_factory=dict)  # older results have none
 
 
 AnyDetails = Annotated[ZeroShot | Retrieval | Captions, Field(discriminator="task")]

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from vlm.metrics.units import unit_of
+
 
 def percent(share: float) -> str:
     """A share in 0..1 with one decimal, small ones with two digits that count."""
@@ -12,13 +14,31 @@ def percent(share: float) -> str:
 
 
 def metric(name: str, value: float) -> str:
-    """The value of a metric: a share as a percentage, a rank as it is."""
-    return f"{value:,.1f}" if is_rank(name) else percent(value)
+    """The value of a metric: a share as a percentage, a rank and the rest as they are."""
+    kind = unit_of(name)
+    if kind == "share":
+        return percent(value)
+    return f"{value:.3f}" if kind == "points" else f"{value:,.1f}"
 
 
 def is_rank(name: str) -> bool:
     """Whether a metric counts places from 1, so that less is better."""
-    return "rank" in name
+    return unit_of(name) == "place"
+
+
+def metric_name(name: str) -> str:
+    """As the field writes it."""
+    return _NAMES.get(name, name.replace("_", " "))
+
+
+_NAMES = {
+    **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+    **{f"distinct_{n}": f"distinct-{n}" for n in range(1, 3)},
+    "cider_d": "CIDEr-D",
+    "clip_score": "CLIPScore",
+    "length": "length in words",
+    "rouge_l": "ROUGE-L",
+}
 
 
 def significant(value: float) -> str:

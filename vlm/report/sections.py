@@ -9,10 +9,11 @@ from typing import Any
 
 import vlm
 from vlm.eval.results import Result
+from vlm.metrics.units import unit_of
 from vlm.report import chart
 from vlm.report.html import Html, element, join
 from vlm.report.inputs import Inputs, number
-from vlm.report.numbers import duration, is_rank, listed, metric
+from vlm.report.numbers import duration, is_rank, listed, metric, metric_name
 
 TASKS = {"zero_shot": "Zero-shot", "retrieval": "Retrieval", "caption": "Captions"}
 _SAYINGS = {
@@ -92,7 +93,7 @@ def verdict(inputs: Inputs) -> str:
 
 
 def _saying(result: Result) -> str:
-    default = f"reaches {{value}} {_readable(result.metric)} on {{split}}"
+    default = f"reaches {{value}} {metric_name(result.metric)} on {{split}}"
     saying = _SAYINGS.get((result.task, result.metric), default)
     value, chance = (metric(result.metric, x) for x in (result.value, result.chance))
     low, high = result.ci95
@@ -162,7 +163,8 @@ _LEGEND = join(
     element("span", "the line across its end", class_="key"),
     " the 95% interval, ",
     element("span", "the upright tick", class_="key chance-key"),
-    " what a model reaches that does not look. Of a rank or a calibration error, less is better.",
+    " what a model reaches that does not look. Of a rank or a calibration error, less is better. ",
+    "CIDEr-D goes from 0 to 10, CLIPScore from 0 to 2.5.",
 )
 
 
@@ -184,12 +186,11 @@ def _group(rows: Sequence[Result]) -> Html:
 
 def _row(row: Result, is_primary: bool) -> Html:
     low, high, chance = (metric(row.metric, x) for x in (*row.ci95, row.chance))
-    drawing = (
-        None if is_rank(row.metric) else chart.bar(row.metric, row.value, row.ci95, row.chance)
-    )
+    is_share = unit_of(row.metric) == "share"
+    drawing = chart.bar(row.metric, row.value, row.ci95, row.chance) if is_share else None
     return element(
         "tr",
-        element("th", _readable(row.metric), scope="row"),
+        element("th", metric_name(row.metric), scope="row"),
         element("td", metric(row.metric, row.value), class_="number value"),
         element("td", drawing, class_="drawn"),
         element("td", f"{low} \N{EN DASH} {high}", class_="number"),
@@ -197,10 +198,6 @@ def _row(row: Result, is_primary: bool) -> Html:
         element("td", f"{row.n:,}", class_="number"),
         class_="primary" if is_primary else None,
     )
-
-
-def _readable(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def configuration(inputs: Inputs) -> Section:
