@@ -67,10 +67,16 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
         """Features, not normalised; any L up to `context_length`."""
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        return self.from_embeddings(self.token_embedding(tokens), text_lengths(tokens, self.eot_id))
+
+    def from_embeddings(
+        self, embeddings: Float[Tensor, "B L W"], lengths: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B D"]:
+        """What `forward` makes of embedded tokens, so that gradients for these can be had."""
+        x = embeddings + self.positional_embedding[: embeddings.shape[1]]
         for block in self.blocks:
             x = block(x)
-        ends = text_lengths(tokens, self.eot_id) - 1
+        ends = lengths - 1
         pooled = x[torch.arange(len(x), device=x.device), ends]  # [B, W]
         features: Tensor = self.projection(self.norm(pooled))
         return features
