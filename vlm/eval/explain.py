@@ -107,13 +107,14 @@ def explain(
 def shares(contributions: Float[Tensor, "h w"], logit_scale: float) -> Float[Tensor, "h w"]:
     """Contributions to a cosine as positive relevance that sums to 1.
 
-    Positive contributions count in logits, as the model's own softmax weighs them, and one logit is
-    spread evenly over all regions. A trained model's similarities are several logits, and the even
-    part hardly shows. Fresh weights owe a picture a fraction of one: their map is nearly even,
-    where without the even part it would be noise that follows the picture's edges.
+    Positive contributions count in logits, as the model's own softmax weighs them. With S logits in
+    all, the map is S^2 / (S^2 + 1) of their shares and for the rest even: a Wiener filter for noise
+    of one logit. A trained model's similarities are several logits; fresh weights owe a picture a
+    fraction of one, and their shares alone would follow the edges of whatever is in it.
     """
     evidence = (logit_scale * contributions).relu()
-    return (1 / evidence.numel() + evidence) / (1 + evidence.sum())
+    total = evidence.sum()
+    return (1 / evidence.numel() + total * evidence) / (1 + total**2)
 
 
 def integrated_gradients(

@@ -41,7 +41,7 @@ def test_relevance_lies_in_the_box_of_what_is_named_and_not_with_fresh_weights(
     learned, scenes, tmp_path
 ):
     (tmp_path / "suite.yaml").write_text(
-        f"tasks: [{{task: explain, split: val, data: {scenes}, template: a {{}} square}}]"
+        f"tasks: [{{task: explain, split: val, data: {scenes}, template: 'a {{}} square'}}]"
     )
     lines = []
     results = evaluate(
