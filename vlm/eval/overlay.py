@@ -18,8 +18,8 @@ def draw_overlay(
 ) -> Image.Image:
     """The picture in grey beneath a heat map.
 
-    The lightest colour is that of the largest share, unless all are below 4 times the even one: a
-    map that is nearly even looks so.
+    What has no more than the even share stays clear. The lightest colour is that of the largest
+    share, unless all are below 4 times the even one: a map that is nearly even looks so.
 
     Args:
         picture: What was explained.
@@ -27,11 +27,12 @@ def draw_overlay(
         side: Pixels, at least; the picture is enlarged by a whole factor.
     """
     size = picture.shape[1] * -(-side // picture.shape[1])
-    top = max(float(regions.max()), _FULL / regions.numel())
-    small = Image.fromarray((regions / top).clamp(0, 1).float().numpy())  # mode F
-    heat = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
+    even = 1 / regions.numel()
+    top = max(float(regions.max()), _FULL * even)
+    small = Image.fromarray(((regions - even) / (top - even)).relu().float().numpy())  # mode F
+    heat = np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))
     grey = Image.fromarray(picture.permute(1, 2, 0).numpy()).convert("L")
     below = np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC), np.float32)[..., None]
     colours = 255 * colormaps[COLOURS](heat)[..., :3]
-    density = _DENSEST * np.sqrt(heat)[..., None]
+    density = _DENSEST * np.minimum(1, 2 * heat)[..., None]
     return Image.fromarray((below + density * (colours - below)).round().astype(np.uint8))
