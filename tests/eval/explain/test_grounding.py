@@ -23,10 +23,10 @@ def png(picture):
 
 @pytest.fixture(scope="module")
 def scenes(painted, tmp_path_factory):
-    """Five pictures of squares, twice as large as the model sees them; one without objects."""
+    """Four pictures of squares, twice as large as the model sees them; one without objects."""
     path = tmp_path_factory.mktemp("data") / "scenes-0000.tar"
     with TarWriter(str(path)) as writer:
-        for seed in range(5):
+        for seed in range(4):
             picture, objects = painted(seed)
             for thing in objects:
                 thing["box"] = [2 * side for side in thing["box"]]
@@ -52,7 +52,7 @@ def test_relevance_lies_in_the_box_of_what_is_named_and_not_with_fresh_weights(
     assert rows["relevance_in_box"]["value"] > 4
     assert rows["relevance_in_box_fresh"]["value"] == pytest.approx(1, abs=0.2)
     assert rows["deletion"]["value"] < rows["deletion"]["chance"] < rows["insertion"]["value"]
-    assert {row["n"] for row in results} == {8}
+    assert {row["n"] for row in results} == {6}
     details = json.loads((tmp_path / "eval" / "explain-val.json").read_text())
     assert details["num_without_objects"] == 1
     assert details["samples"][0]["area_share"] == pytest.approx(1 / 16)
