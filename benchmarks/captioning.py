@@ -109,7 +109,7 @@ def compare(theirs: torch.nn.Module, ours: VisionLanguageModule) -> dict[str, fl
     expected = theirs(pixels, tokens)["logits"]
     image_tokens = ours.encoders.image.tokens(pixels)
     assert isinstance(ours.captioner, Coca)
-    states = ours.encoders.text.states(tokens)[:, :-1]
+    states = ours.encoders.text(tokens)[1][:, :-1]
     logits = ours.captioner(image_tokens, states) @ ours.captioner.vocabulary.T
     found = written(ours.decoder(), image_tokens, Decoding(), 20)
     texts = found[:, :1]
@@ -147,7 +147,7 @@ class Uncached:
         if texts.past:
             tokens = torch.cat([texts.past[0].keys, tokens], dim=1)
         head = self.decoder.head
-        hidden = head(texts.images[0].keys, self.decoder.text.states(tokens))
+        hidden = head(texts.images[0].keys, self.decoder.text(tokens)[1])
         return hidden[:, -1] @ head.vocabulary.T, replace(texts, past=[KeysValues(tokens, tokens)])
 
 

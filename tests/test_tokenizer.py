@@ -231,6 +231,24 @@ def test_trained_bpe_decodes_to_the_clean_text(trained: Tokenizer, text: str) ->
         assert not {0, 1, 2} & set(ids[1:-1])
 
 
+@pytest.mark.parametrize("kind", ["clip", "trained"])
+def test_words_come_with_the_places_of_their_tokens(kind: str, trained: Tokenizer) -> None:
+    tokenizer = clip_tokenizer(16) if kind == "clip" else trained
+    text = "A  xylophonist's dog, barking"
+    words = tokenizer.words(text)
+    assert "".join(word for word, _ in words) == "axylophonist'sdog,barking"
+    assert [word for word, _ in words][:2] == ["a", "xylophonist"]
+    places = [place for _, of_word in words for place in of_word]
+    assert places == list(range(1, len(tokenizer.encode(text)) - 1))
+    ids = tokenizer.encode(text)
+    for word, of_word in words:
+        assert tokenizer.decode([ids[place] for place in of_word]).replace(" ", "") == word
+
+
+def test_words_that_do_not_fit_are_left_out() -> None:
+    assert [word for word, _ in clip_tokenizer(4).words("a dog barks")] == ["a", "dog"]
+
+
 def test_trained_bpe_truncates_with_eot_last() -> None:
     ids = train_bpe(CAPTIONS, vocab_size=300, context_length=4).encode("a red apple, two cars")
     assert len(ids) == 4

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm.config.load import load_config
     from vlm.config.schema import Config
+    from vlm.eval.explain import Explanation, explain
+    from vlm.eval.faithfulness import faithfulness
     from vlm.eval.suite import evaluate
     from vlm.heads.zero_shot import Prediction, ZeroShotClassifier
     from vlm.hub.load import load
@@ -23,6 +25,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Config",
+    "Explanation",
     "Index",
     "Prediction",
     "Tokenizer",
@@ -30,6 +33,8 @@ __all__ = [
     "ZeroShotClassifier",
     "__version__",
     "evaluate",
+    "explain",
+    "faithfulness",
     "load",
     "load_config",
     "train",
@@ -37,12 +42,15 @@ __all__ = [
 
 _MODULES = {
     "Config": "vlm.config.schema",
+    "Explanation": "vlm.eval.explain",
     "Index": "vlm.retrieval.index",
     "Prediction": "vlm.heads.zero_shot",
     "Tokenizer": "vlm.tokenizer",
     "VisionLanguageModel": "vlm.inference",
     "ZeroShotClassifier": "vlm.heads.zero_shot",
     "evaluate": "vlm.eval.suite",
+    "explain": "vlm.eval.explain",
+    "faithfulness": "vlm.eval.faithfulness",
     "load": "vlm.hub.load",
     "load_config": "vlm.config.load",
     "train": "vlm.training.loop",

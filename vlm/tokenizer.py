@@ -90,6 +90,22 @@ class Tokenizer:
             ids = ids[: ids.index(self.eot_id)]
         return str(self._rust.decode(ids)).strip()
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, each with the places of its tokens in the row of ids.
+
+        Words are what the vocabulary never merges across: letters, digits and punctuation come
+        apart. What does not fit into a row is left out.
+        """
+        clean = self.clean(text)
+        encoding = self._rust.encode(clean)
+        places: dict[int, list[int]] = {}
+        for place, word in enumerate(encoding.word_ids):
+            if word is not None:
+                places.setdefault(word, []).append(place)
+        spans = ([encoding.offsets[place] for place in word] for word in places.values())
+        texts = [clean[min(s for s, _ in span) : max(e for _, e in span)].strip() for span in spans]
+        return list(zip(texts, places.values(), strict=True))
+
     def has_vocabulary_of(self, other: "Tokenizer") -> bool:
         """Whether both give every text the same ids."""
         mine, theirs = (RustTokenizer.from_str(each._rust.to_str()) for each in (self, other))

@@ -82,6 +82,19 @@ def test_eval_takes_pictures_of_any_mode():
     assert EvalTransform(8)(Image.new("L", (9, 9), 7)).unique().tolist() == [7]
 
 
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+def test_a_box_is_placed_where_its_pixels_come_to_lie(resize_mode):
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[12:36, 48:84] = 255
+    transform = EvalTransform(40, resize_mode=resize_mode)
+    pixels = transform(Image.fromarray(picture))[0].float()
+    left, top, right, bottom = transform.place((48.0, 12.0, 84.0, 36.0), 120, 60)
+    middles = torch.arange(40) + 0.5
+    rows, columns = (pixels > 127).any(dim=1), (pixels > 127).any(dim=0)
+    assert torch.equal(rows, (middles >= top) & (middles < bottom))
+    assert torch.equal(columns, (middles >= left) & (middles < right))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
 def test_eval_of_extreme_shapes_has_the_right_size(size, resize_mode):

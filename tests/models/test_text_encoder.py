@@ -99,3 +99,10 @@ def test_equals_open_clips_text_tower_with_its_weights(activation):
     tokens = make_tokens([5, 9, 12])
     tokens[tokens == EOT] = 49  # open_clip pools at the largest id
     torch.testing.assert_close(ours(tokens)[0], theirs(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_embedded_tokens_have_the_features_of_the_tokens():
+    encoder, tokens = make_encoder(), make_tokens([4, 6])
+    embedded = encoder.token_embedding(tokens)
+    features, _ = encoder.from_embeddings(embedded, text_lengths(tokens, EOT))
+    assert torch.equal(features, encoder(tokens)[0])

@@ -29,6 +29,7 @@ VERBS = {
     "report": Verb("Measure", "write a run's HTML report", "runs/emoji"),
     "classify": Verb("Use", "name what pictures show", "runs/emoji photos/ --labels cat,dog"),
     "caption": Verb("Use", "describe pictures", "runs/emoji photos/"),
+    "explain": Verb("Use", "show why they match", 'runs/emoji cat.png "a cat" --out overlay.png'),
     "index": Verb("Use", "embed pictures into a searchable folder", "runs/emoji photos/ index/"),
     "search": Verb("Use", "find pictures by text or by picture", 'index/ "a red bird"'),
     "data pack": Verb("Data", "write a folder or a table as shards", "photos.csv shards/"),

@@ -216,6 +216,13 @@ class EvalTransform:
         pixels = np.array(self._crop_or_pad(picture))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
+    def place(self, box: Box, width: int, height: int) -> Box:
+        """Where a box of a picture comes to lie, in pixels of the result; it may reach outside."""
+        new_width, new_height = self._resized(width, height)
+        x, y = new_width / width, new_height / height
+        left, top = _margin(new_width, self.image_size), _margin(new_height, self.image_size)
+        return box[0] * x - left, box[1] * y - top, box[2] * x - left, box[3] * y - top
+
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, rounded as torchvision and timm (longest) do."""
         size = self.image_size

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from vlm.config.schema import STRICT
+from vlm.config.schema import STRICT, Count
 from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
 from vlm.curate.source import open_data
 from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
+from vlm.eval.grounding import grounding
 from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import retrieval
 from vlm.eval.source import Outcome, Source
@@ -147,10 +148,24 @@ class QuestionsTask(Task):
         return questions(source, train_data=known)
 
 
+@dataclass(frozen=True, config=STRICT)
+class ExplainTask(Task):
+    """Show where a picture has what a text names, and prove it."""
+
+    task: Literal["explain"]
+    template: Annotated[str, Field(pattern=r"\{\}")] = "{}"  # makes the text from an object's name
+    num_pictures: Count = 100  # evenly spaced over the data
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        return grounding(source, template=self.template, num_pictures=self.num_pictures)
+
+
 TASKS: dict[str, type[Task]] = {
     "zero_shot": ZeroShotTask,
     "retrieval": RetrievalTask,
     "caption": CaptionTask,
     "swap": SwapTask,
     "questions": QuestionsTask,
+    "explain": ExplainTask,
 }

@@ -95,6 +95,9 @@ def language_states(
     """
     if targets.hidden is not None:
         assert head.mask_embedding is not None
-        states = encoder.states(tokens, hidden=targets.hidden, mask_embedding=head.mask_embedding)
+        embeddings = encoder.token_embedding(tokens)
+        mask = head.mask_embedding.to(embeddings.dtype)
+        embeddings = torch.where(targets.hidden[:, :, None], mask, embeddings)
+        states = encoder.from_embeddings(embeddings, text_lengths(tokens, encoder.eot_id))[1]
     out: Tensor = head(states[:, : targets.targets.shape[1]])
     return out

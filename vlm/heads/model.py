@@ -176,7 +176,7 @@ class VisionLanguageModule(nn.Module):
         read: Tensor = captions.inputs
         if isinstance(self.captioner, Coca):
             text = self.encoders.text
-            states = features.text_states[rows] if captions.of_texts else text.states(read)
+            states = features.text_states[rows] if captions.of_texts else text(read)[1]
             read = states[:, : read.shape[1]]
         hidden = self.captioner(features.image_tokens[rows], read)
         return caption_loss(

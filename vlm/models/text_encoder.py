@@ -85,15 +85,24 @@ class TextEncoder(nn.Module):
         self, tokens: Int[Tensor, "B L"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"]]:
         """Features, not normalised, and the last states; any L up to `context_length`."""
-        x, lengths = self._embedded(tokens), text_lengths(tokens, self.eot_id)
+        return self.from_embeddings(self.token_embedding(tokens), text_lengths(tokens, self.eot_id))
+
+    def from_embeddings(
+        self, embeddings: Float[Tensor, "B L W"], lengths: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B L W"]]:
+        """What `forward` makes of embedded tokens, some of which may be others than the text's."""
+        num_tokens = embeddings.shape[1]
+        x, mask = embeddings + self.positional_embedding[:num_tokens], None
         has_class = self.class_embedding is not None
         if self.class_embedding is not None:
             last = self.class_embedding + self.positional_embedding[-1]
             x = torch.cat([x, last.expand(len(x), 1, -1)], dim=1)
-        x = self._through_blocks(x, lengths, has_class=has_class)
-        states = x[:, : tokens.shape[1]]
+        if has_class or not self.causal:
+            mask = _mask(lengths, x.shape[1], causal=self.causal, has_class=has_class)
+        for block in self.blocks:
+            x = block(x, mask=mask)
         features: Tensor = self.projection(self.norm(self._pooled(x, lengths)))
-        return features, states
+        return features, x[:, :num_tokens]
 
     def _pooled(self, x: Tensor, lengths: Int[Tensor, " B"]) -> Float[Tensor, "B W"]:
         if self.class_embedding is not None:
@@ -102,34 +111,6 @@ class TextEncoder(nn.Module):
             return x[torch.arange(len(x), device=x.device), lengths - 1]
         inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         return (x * inside[:, :, None]).sum(dim=1) / lengths[:, None]
-
-    def states(
-        self,
-        tokens: Int[Tensor, "B L"],
-        *,
-        hidden: Bool[Tensor, "B L"] | None = None,
-        mask_embedding: Float[Tensor, " W"] | None = None,
-    ) -> Float[Tensor, "B L W"]:
-        """The last states alone; `mask_embedding` stands where tokens are `hidden`."""
-        x = self._embedded(tokens, hidden, mask_embedding)
-        return self._through_blocks(x, text_lengths(tokens, self.eot_id), has_class=False)
-
-    def _embedded(
-        self, tokens: Tensor, hidden: Tensor | None = None, mask_embedding: Tensor | None = None
-    ) -> Float[Tensor, "B L W"]:
-        x = self.token_embedding(tokens)
-        if hidden is not None and mask_embedding is not None:
-            x = torch.where(hidden[:, :, None], mask_embedding.to(x.dtype), x)
-        embedded: Tensor = x + self.positional_embedding[: tokens.shape[1]]
-        return embedded
-
-    def _through_blocks(self, x: Tensor, lengths: Tensor, *, has_class: bool) -> Tensor:
-        mask = None
-        if has_class or not self.causal:
-            mask = _mask(lengths, x.shape[1], causal=self.causal, has_class=has_class)
-        for block in self.blocks:
-            x = block(x, mask=mask)
-        return x
 
     def extend(
         self, tokens: Int[Tensor, "B T"], past: Sequence[KeysValues] | None, length: int
