@@ -34,8 +34,8 @@ def saved(model, tmp_path_factory):
 
 @pytest.fixture
 def start(vlm_on):
-    """Starts `vlm eval`, three pictures at a time."""
-    return lambda world_size, *words: vlm_on(world_size, "eval", *words, "--batch-size", 3)
+    """Starts `vlm eval`, five pictures at a time."""
+    return lambda world_size, *words: vlm_on(world_size, "eval", *words, "--batch-size", 5)
 
 
 def finish(ranks):
@@ -50,7 +50,7 @@ def details(out):
 
 
 def test_two_ranks_write_what_one_writes(start, saved, suite, tmp_path):
-    """To the last byte; 13 pictures, one of them broken, in slices of 6 and 7."""
+    """To the last byte; 13 pictures, one of them broken, in slices of 5 and 8."""
     outs = [tmp_path / "1.json", tmp_path / "2.json"]
     said = [finish(start(1 + i, saved, suite, "--out", out)) for i, out in enumerate(outs)]
     assert outs[0].read_bytes() == outs[1].read_bytes()

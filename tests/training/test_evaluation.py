@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +15,16 @@ TIMES = ("time_s", "samples_per_s", "data_wait", "eta_s", "mfu", "peak_memory_gi
 SHORT = ("train.steps=9", "optim.name=adamw", "optim.warmup_steps=2", "run.log_every_steps=2")
 
 
+EMOJI = Path(__file__).parents[2] / "datasets/emoji"
+
+
 @pytest.fixture
 def suite(shards, tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(
         f"tasks: [{{task: zero_shot, split: val, data: {shards}, templates: none}}, "
-        f"{{task: caption, split: val, data: {shards}}}]"
+        f"{{task: caption, split: val, data: {shards}}}, "
+        f"{{task: retrieval, split: emoji, data: '{EMOJI}/val_concept-*.tar'}}]"
     )
     return path
 
