@@ -156,6 +156,10 @@ class ExplainTask(Task):
     template: Annotated[str, Field(pattern=r"\{\}")] = "{}"  # makes the text from an object's name
     num_pictures: Count = 100  # evenly spaced over the data
 
+    def look(self, source: Source) -> object:
+        """Nothing: rank 0 explains a few pictures alone."""
+        return None
+
     def run(self, source: Source) -> Outcome:
         """Measure it."""
         return grounding(source, template=self.template, num_pictures=self.num_pictures)
