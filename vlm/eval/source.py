@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
 from vlm.eval.statistics import Interval, Scores, mean_interval
 from vlm.inference import VisionLanguageModel
@@ -54,6 +55,7 @@ class Source:
         dataset: The data.
         batch_size: Pictures at a time.
         log: Gets lines of progress, and what was skipped.
+        opened: The sources of all tasks by their data, as JSON: `beside` looks there first.
     """
 
     def __init__(
@@ -63,11 +65,31 @@ class Source:
         *,
         batch_size: int = 64,
         log: Log = print,
+        opened: "dict[str, Source] | None" = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
         self.batch_size = batch_size
         self.log = log
+        self.opened = {} if opened is None else opened
+
+    def beside(self, data: str | list[str]) -> "Source":
+        """Other DATA, as training data is: opened, and embedded, once for all tasks.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        key = json.dumps(data)
+        if key not in self.opened:
+            dataset = open_data(data, log=self.log)
+            self.opened[key] = Source(
+                self.model,
+                dataset,
+                batch_size=self.batch_size,
+                log=self.log,
+                opened=self.opened,
+            )
+        return self.opened[key]
 
     @cached_property
     def embedded(self) -> Embedded:

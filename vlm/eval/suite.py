@@ -150,11 +150,11 @@ def _task(settings: Any) -> Task:
 
 
 def _problem(error: dict[str, Any], names: list[str]) -> str:
-    key = str(error["loc"][0])
+    key, *inner = map(str, error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        return _unknown(key, names)
+        return f"{key} has no key {inner[0][:80]!r}" if inner else _unknown(key, names)
     if error["type"] == "missing":
-        return f"needs `{key}:`"
+        return f"needs `{'.'.join((key, *inner))}:`"
     if key == "split":
         return "split must be a short name of letters, digits, _, - and ."
     return f"{key} ({error['input']!r}): {error['msg'][0].lower()}{error['msg'][1:]}"
@@ -186,7 +186,7 @@ def _run(
         key = json.dumps(task.data)
         if key not in sources:
             dataset = open_data(task.data, log=log)
-            sources[key] = Source(model, dataset, batch_size=batch_size, log=log)
+            sources[key] = Source(model, dataset, batch_size=batch_size, log=log, opened=sources)
         return sources[key], task.run(sources[key])
     except VlmError as error:
         raise type(error)([f"{task.name}: {problem}" for problem in error.problems]) from error

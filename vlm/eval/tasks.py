@@ -9,9 +9,11 @@ from pydantic.dataclasses import dataclass
 
 from vlm.config.schema import STRICT
 from vlm.errors import ConfigError
+from vlm.eval import probes
+from vlm.eval.caption_table import read_caption_table
 from vlm.eval.captions import caption
 from vlm.eval.classification import zero_shot
-from vlm.eval.retrieval import retrieval
+from vlm.eval.retrieval import EqualCaptions, retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.inference import VisionLanguageModel
 
@@ -57,14 +59,28 @@ class ZeroShotTask(Task):
 
 
 @dataclass(frozen=True, config=STRICT)
+class CaptionsFrom:
+    """Captions that are not in the data, but in a table."""
+
+    table: Text  # CSV, TSV, JSONL or Parquet
+    key: Text  # the metadata field, and the table's column, by which they belong together
+    column: Text  # with the captions
+
+
+@dataclass(frozen=True, config=STRICT)
 class RetrievalTask(Task):
     """Find pictures by their captions, and captions by their pictures."""
 
     task: Literal["retrieval"]
+    equal_captions: EqualCaptions = "merge"  # merge: one query | keep: one each, as the field does
+    captions: CaptionsFrom | None = None  # by default the data's own
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
-        return retrieval(source)
+        place, table = self.captions, None
+        if place is not None:
+            table = read_caption_table(place.table, key=place.key, column=place.column)
+        return retrieval(source, equal_captions=self.equal_captions, table=table)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,10 +99,45 @@ class CaptionTask(Task):
         return caption(source, prompt=self.prompt)
 
 
+@dataclass(frozen=True, config=STRICT)
+class ProbeTask(Task):
+    """Name what pictures show, by a linear classifier of their features."""
+
+    task: Literal["probe"]
+    train_data: Text | list[Text]  # DATA: the classifier is fitted to it
+    val_data: Text | list[Text] | None = (
+        None  # DATA to choose lambda by; None: a fifth of the above
+    )
+    label: Text = "label"  # the metadata field with the class
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        val = None if self.val_data is None else source.beside(self.val_data)
+        return probes.probe(source, source.beside(self.train_data), val=val, label=self.label)
+
+
+@dataclass(frozen=True, config=STRICT)
+class KnnTask(Task):
+    """Name what pictures show, by the pictures whose features are nearest."""
+
+    task: Literal["knn"]
+    train_data: Text | list[Text]  # DATA: the neighbours
+    label: Text = "label"  # the metadata field with the class
+    k: int = Field(default=20, ge=1)  # neighbours that vote
+    temperature: float = Field(default=0.07, gt=0)  # a vote weighs exp(cosine / temperature)
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        train = source.beside(self.train_data)
+        return probes.knn(source, train, label=self.label, k=self.k, temperature=self.temperature)
+
+
 TASKS: dict[str, type[Task]] = {
     "zero_shot": ZeroShotTask,
     "retrieval": RetrievalTask,
     "caption": CaptionTask,
+    "probe": ProbeTask,
+    "knn": KnnTask,
 }
 
 

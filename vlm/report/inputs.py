@@ -222,7 +222,8 @@ def number(line: dict[str, Any], name: str) -> float | None:
 
 
 def _details(folder: Path, results: list[Result]) -> list[AnyDetails]:
-    measured = dict.fromkeys((result.task, result.split, result.protocol) for result in results)
+    shown = [result for result in results if result.task in ("zero_shot", "retrieval", "caption")]
+    measured = dict.fromkeys((result.task, result.split, result.protocol) for result in shown)
     found: list[AnyDetails] = []
     for task, split, protocol in measured:
         path = folder / f"{task}-{split}.json"
