@@ -66,7 +66,7 @@ def fit(
     search = torch.optim.LBFGS(
         [both],
         max_iter=_MAX_STEPS,
-        tolerance_grad=1e-6,
+        tolerance_grad=1e-5,
         tolerance_change=1e-10,
         history_size=10,
         line_search_fn="strong_wolfe",
