@@ -14,7 +14,7 @@ from webdataset import TarWriter
 
 from vlm.data.dataset import open_shards
 from vlm.errors import DataError
-from vlm.eval.probes import knn, probe
+from vlm.eval.probes import Named, knn, probe, split
 from vlm.eval.source import Source
 from vlm.eval.suite import evaluate
 
@@ -81,8 +81,7 @@ def test_a_probe_of_emoji_is_within_half_a_point_of_scikit_learns_best(sources):
 def test_validation_pictures_are_a_fifth_of_the_training_ones_or_given(sources):
     by_hash = probe(sources["test"], sources["train"]).details
     given = probe(sources["test"], sources["train"], val=sources["val"]).details
-    assert by_hash["num_train"] + by_hash["num_val"] == 120
-    assert 12 <= by_hash["num_val"] <= 36
+    assert (by_hash["num_train"], by_hash["num_val"]) == (96, 24)
     assert (given["num_train"], given["num_val"]) == (120, 48)
     assert given["samples"][0]["key"] == "0-red-2"
     hits = [sample["truth"] == sample["predicted"] for sample in given["samples"]]
@@ -119,10 +118,23 @@ def test_a_class_that_was_not_trained_is_a_miss(model, sources, tmp_path, task):
     assert "crimson" not in right
 
 
+def test_validation_pictures_are_drawn_from_each_class_by_a_hash():
+    truth = ["a"] * 10 + ["b"] * 4 + ["c"]
+    keys = [f"{name}{number}" for number, name in enumerate(truth)]
+    whole = Named(keys, truth, torch.arange(15.0)[:, None], list(range(15)))
+    fitted, chosen = split(whole)
+    assert Counter(fitted.truth) == {"a": 8, "b": 3, "c": 1}
+    assert Counter(chosen.truth) == {"a": 2, "b": 1}
+    assert sorted(fitted.keys + chosen.keys) == sorted(keys)
+    assert [keys[int(x)] for x in chosen.features.flatten()] == chosen.keys
+    turned = Named(keys[::-1], truth[::-1], whole.features.flip(0), whole.clusters[::-1])
+    assert set(split(turned)[1].keys) == set(chosen.keys)
+
+
 def test_too_few_pictures_to_choose_lambda_by_is_an_error(sources, encoded, tmp_path):
     with TarWriter(str(tmp_path / "one.tar")) as writer:
         writer.write({"__key__": "a", "png": encoded("red"), "json": b'{"label": "red"}'})
-    with pytest.raises(DataError, match="1 labelled training pictures are too few"):
+    with pytest.raises(DataError, match="no class has two of the 1 labelled training"):
         probe(sources["test"], sources["test"].beside(str(tmp_path / "one.tar")))
 
 

@@ -1,7 +1,7 @@
 """The probe and knn tasks: classifiers that are fitted to frozen features of training pictures."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from vlm.heads.knn import NearestNeighbours
 from vlm.heads.linear_probe import Labelled, choose_l2, fit
 from vlm.metrics import ranking
 
-VAL_SHARE = 0.2  # of the training pictures, by a hash of the key
+VAL_SHARE = 0.2  # of the training pictures of a class
 _QUERIES_AT_ONCE = 1024
 
 Details = dict[str, Any]
@@ -71,20 +71,20 @@ def probe(
     Args:
         source: What is measured. A class that the training data lacks cannot be named: a miss.
         train: What is fitted to.
-        val: What lambda is chosen on; by default a fifth of `train`, by a hash of the keys.
+        val: What lambda is chosen on; by default a fifth of `train`, see `split`.
         label: The metadata field that holds a sample's class.
 
     Raises:
         DataError: No sample has the label, or none is left to fit to or to choose by.
     """
-    whole = _named(train, label)
-    fitted, chosen = _split(whole) if val is None else (whole, _named(val, label))
+    whole = named(train, label)
+    fitted, chosen = split(whole) if val is None else (whole, named(val, label))
     both = fitted + chosen
     names, device = sorted(set(both.truth)), _device(source)
     best, tried = choose_l2(
         fitted.numbered(names, device), chosen.numbered(names, device), num_classes=len(names)
     )
-    classifier = fit(both.numbered(names, device), num_classes=len(names), l2=best.l2, start=best)
+    classifier = fit(both.numbered(names, device), num_classes=len(names), l2=best.l2)
     protocol = source.protocol(
         "probe",
         label=label,
@@ -121,7 +121,7 @@ def knn(
     Raises:
         DataError: No sample has the label.
     """
-    neighbours = _named(train, label)
+    neighbours = named(train, label)
     names = sorted(set(neighbours.truth))
     data = neighbours.numbered(names, _device(source))
     classifier = NearestNeighbours(data.features, data.labels, len(names), k, temperature)
@@ -132,7 +132,12 @@ def knn(
     return Outcome(rows, protocol, details)
 
 
-def _named(source: Source, label: str) -> Named:
+def named(source: Source, label: str) -> Named:
+    """The pictures of a source that have the label.
+
+    Raises:
+        DataError: None has.
+    """
     embedded = source.embedded
     truths = true_names(embedded.items, label, None)
     rows = [row for row, truth in enumerate(truths) if truth is not None]
@@ -142,18 +147,33 @@ def _named(source: Source, label: str) -> Named:
     return Named(keys, [str(truth) for truth in truths], embedded.features, clusters)[rows]
 
 
-def _split(whole: Named) -> tuple[Named, Named]:
-    """Four fifths and one fifth of the pictures."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for row, key in enumerate(whole.keys):
-        digest = hashlib.sha256(key.encode()).digest()
-        sides[int.from_bytes(digest[:8]) / 2**64 < VAL_SHARE].append(row)
-    if not all(sides):
+def split(whole: Named) -> tuple[Named, Named]:
+    """The pictures to fit to, and those to choose lambda by: a fifth of each class, one at least.
+
+    By a hash of the keys. Drawn from all classes together, the classes that lost most to validation
+    would be both the rarest to fit to and the most frequent to be judged by.
+
+    Raises:
+        DataError: No class has two pictures.
+    """
+    of_class: dict[str, list[int]] = defaultdict(list)
+    for row in sorted(range(len(whole.keys)), key=lambda row: _digest(whole.keys[row])):
+        of_class[whole.truth[row]].append(row)
+    num_kept = {name: max(1, round(VAL_SHARE * len(rows))) for name, rows in of_class.items()}
+    chosen = {
+        row for name, rows in of_class.items() if len(rows) > 1 for row in rows[: num_kept[name]]
+    }
+    if not chosen:
         raise DataError(
-            f"{len(whole.keys)} labelled training pictures are too few to keep some back for "
-            "choosing lambda; give more, or val_data"
+            f"no class has two of the {len(whole.keys)} labelled training pictures: none can be "
+            "kept back to choose lambda by; give more, or val_data"
         )
-    return whole[sides[0]], whole[sides[1]]
+    rest = [row for row in range(len(whole.keys)) if row not in chosen]
+    return whole[rest], whole[sorted(chosen)]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
 
 
 def _device(source: Source) -> torch.device:
@@ -166,7 +186,7 @@ def _measure(
     source: Source, label: str, trained: Sequence[str], classifier: Classifier, details: Details
 ) -> list[Row]:
     """The rows of a classifier of the classes in `trained`; adds to the details."""
-    test, names = _named(source, label), sorted(set(trained))
+    test, names = named(source, label), sorted(set(trained))
     data = test.numbered(names, _device(source))
     predicted, hits = _classify(classifier, data)
     truths = zip(test.keys, test.truth, predicted.tolist(), strict=True)

@@ -43,30 +43,25 @@ class Labelled:
     labels: Int[Tensor, " N"]
 
 
-def fit(
-    data: Labelled, *, num_classes: int, l2: float, start: LinearProbe | None = None
-) -> LinearProbe:
+def fit(data: Labelled, *, num_classes: int, l2: float) -> LinearProbe:
     """The minimum of sum_i CE(W x_i + b, y_i) + l2/2 |W|^2: scikit-learn's, whose C is 1 / l2.
 
-    By L-BFGS over all samples. Products are fp32, a chunk of samples at a time; sums, weights and
-    the search are fp64, as in fp32 the loss stands still before the gradient does.
+    By L-BFGS over all samples, from 0: where lambda is weak the search may end before the minimum,
+    and what it began at would show. Products are fp32, a chunk of samples at a time; sums, weights
+    and the search are fp64, as in fp32 the loss stands still before the gradient does.
 
     Args:
         data: What to fit; every label is below `num_classes`.
         num_classes: C.
         l2: Lambda. The bias is free of it.
-        start: Where the search begins, such as the fit of a near lambda; 0 if not given. The
-            function is convex: it changes the time, not the minimum.
     """
     num_dims = data.features.shape[1]
     # weight and bias in one tensor: the bias is the last column
     both = data.features.new_zeros(num_classes, num_dims + 1, dtype=torch.float64)
-    if start is not None:
-        both.copy_(torch.cat([start.weight, start.bias[:, None]], dim=1))
     search = torch.optim.LBFGS(
         [both],
         max_iter=_MAX_STEPS,
-        tolerance_grad=1e-5,
+        tolerance_grad=1e-6,
         tolerance_change=1e-10,
         history_size=10,
         line_search_fn="strong_wolfe",
@@ -93,11 +88,8 @@ def choose_l2(
     merits: dict[int, tuple[float, float]] = {}
 
     def best(numbers: Sequence[int]) -> int:
-        # from strong to weak: each fit begins at a near one, and the strong ones are the fast ones
-        for number in sorted(set(numbers) - fits.keys(), reverse=True):
-            near = fits[min(fits, key=lambda n: abs(n - number))] if fits else None
-            l2 = 10 ** EXPONENTS[number]
-            fits[number] = fit(train, num_classes=num_classes, l2=l2, start=near)
+        for number in set(numbers) - fits.keys():
+            fits[number] = fit(train, num_classes=num_classes, l2=10 ** EXPONENTS[number])
             merits[number] = _merit(fits[number], val)
         return max(fits, key=lambda n: merits[n])
 
