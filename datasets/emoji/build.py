@@ -1,10 +1,11 @@
 """Rebuild the emoji quickstart shards, byte for byte, from pinned npm packages.
 
-    python datasets/emoji/build.py            # write the shards and SHA256SUMS beside this file
+    python datasets/emoji/build.py            # write all files beside this one
     python datasets/emoji/build.py --check    # rebuild in a temporary folder and compare
 
 Object emoji (animals, food, travel, activities, objects) drawn by seven artists are rendered at
 64x64 px over white. A sample is `KEY.webp` and `KEY.json`, with `KEY = ARTIST-CODEPOINTS`.
+`locales.tsv` names each concept in 28 locales; SHA256SUMS lists it with the shards.
 
 Splits hold out artists and concepts. A concept's side is a hash of its code points; concepts that
 share a label take the side of the first of them, so a caption's concept is never on both sides.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import csv
 import hashlib
 import io
 import itertools
@@ -66,6 +68,7 @@ UNTRUE_NAME = re.compile(
     r"[\d,]|\b(black|white|symbol|sign|lower left|volumne|city sunrise|blue car|flipper|android)\b"
     r"|^(art|feet|mag|mag right|flags|zap|mega|calling|date|moon|stars|bullettrain.*|womans .*)$"
 )
+LOCALES = "locales.tsv"
 NPM_TIMEOUT_S = 300
 BUILT_WITH = {"resvg-py": "0.5.0", "pillow": "13.0.0", "webdataset": "1.0.2"}
 
@@ -204,6 +207,29 @@ def captions(concept: Concept) -> list[str]:
         unique.setdefault(slug(text).replace("-", ""), text)  # `email` says no more than `e-mail`
     num_captions = min(max(len(unique) - 1, 2), MAX_CAPTIONS)  # "stadium emoji": if nothing else
     return list(unique.values())[:num_captions]
+
+
+def labels_by_locale(tarball: Path) -> dict[str, dict[str, str]]:
+    """Each locale's label of every emoji, by hexcode; English first, the others by their codes."""
+    with tarfile.open(tarball) as tar:
+        found = re.findall(r"^package/([a-z-]+)/data\.json$", "\n".join(tar.getnames()), re.M)
+    labels = {}
+    for locale in sorted(found, key=lambda code: (code != "en", code)):
+        entries: Any = read_json(tarball, f"{locale}/data.json")
+        labels[locale] = {entry["hexcode"]: entry["label"] for entry in entries}
+    return labels
+
+
+def write_locales(path: Path, concepts: list[Concept], tarball: Path) -> None:
+    """A row a concept, a column a locale; the same bytes every time."""
+    labels = labels_by_locale(tarball)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["concept", *labels])
+        for concept in concepts:
+            names = (of_locale[concept.hexcode] for of_locale in labels.values())
+            writer.writerow([concept.hexcode, *names])
+    print(f"{path.name}: {len(concepts)} concepts in {len(labels)} locales")
 
 
 # --- splits
@@ -389,11 +415,9 @@ def write_splits(splits: dict[Split, list[Sample]], out: Path) -> None:
 
 
 def sha256sums(folder: Path) -> dict[str, str]:
-    """The digest of every shard, by name."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("*.tar"))
-    }
+    """The digest of every shard and of the table of locales, by name."""
+    files = [*folder.glob("*.tar"), folder / LOCALES]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
 def build(out: Path, cache: Path) -> None:
@@ -402,6 +426,7 @@ def build(out: Path, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     tarballs = {name.rsplit("@", 1)[0]: fetch(name, cache) for name in PACKAGES}
     concepts = load_concepts(tarballs["emojibase-data"])
+    write_locales(out / LOCALES, concepts, tarballs["emojibase-data"])
     samples = [
         sample
         for artist in ARTISTS
@@ -411,7 +436,7 @@ def build(out: Path, cache: Path) -> None:
 
 
 def differing(out: Path, cache: Path) -> list[str]:
-    """The names of shards in `out` that a fresh build does not give, or that SHA256SUMS denies."""
+    """The names of files in `out` that a fresh build does not give, or that SHA256SUMS denies."""
     with tempfile.TemporaryDirectory() as scratch:
         build(Path(scratch), cache)
         fresh, sums = sha256sums(Path(scratch)), (Path(scratch) / "SHA256SUMS").read_text()
@@ -426,7 +451,7 @@ def main() -> int:
     """Build, or check; 1 if the check finds a difference."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=here, help="folder of the shards")
+    parser.add_argument("--out", type=Path, default=here, help="folder of the files")
     parser.add_argument("--cache", type=Path, help="folder that keeps the npm tarballs")
     parser.add_argument("--check", action="store_true", help="compare --out with a fresh build")
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "datasets" / "emoji"
+LOCALES = FOLDER / "locales.tsv"
 SPLITS = ("train", "val_artist", "val_concept", "test_artist", "test_concept")
 HELD_OUT = SPLITS[1:]
 TRAIN_ARTISTS = {"noto", "twemoji", "fluent-emoji-flat", "noto-v1"}
@@ -22,6 +24,7 @@ VAL_ARTISTS = {"fxemoji", "streamline-emojis"}
 TEST_ARTISTS = {"emojione"}
 MAX_TAR_BYTES = 14_000_000  # tar pads each of two members per sample to 512 bytes
 MAX_WEBP_BYTES = 6_000_000
+MAX_LOCALES_BYTES = 500_000
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,21 @@ def pixels(split: str) -> set[bytes]:
     return {sample.image.tobytes() for sample in samples(split)}
 
 
-def test_shards_match_sha256sums():
+def test_files_match_sha256sums():
     lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
     expected = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    shards = {path.name: path.read_bytes() for path in FOLDER.glob("*.tar")}
-    assert {name: hashlib.sha256(data).hexdigest() for name, data in shards.items()} == expected
+    files = {path.name: path.read_bytes() for path in [*FOLDER.glob("*.tar"), LOCALES]}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == expected
+
+
+def test_every_concept_has_a_label_in_28_locales():
+    with LOCALES.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    english = {row["concept"]: row["en"] for row in rows}
+    concepts = {s.meta["concept"]: s.meta["label"] for split in SPLITS for s in samples(split)}
+    assert english == concepts
+    assert all(len(row) == 29 and all(row.values()) for row in rows)
+    assert LOCALES.stat().st_size < MAX_LOCALES_BYTES
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -1,5 +1,4 @@
 import math
-import random
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from vlm.metrics.bleu import bleu, bleu_counts
 from vlm.metrics.cider import CiderD
 from vlm.metrics.rouge import rouge_l
 from vlm.metrics.words import token_f1
-from vlm.retrieval.embed import Item
 
 
 @pytest.fixture(scope="session")
@@ -104,32 +102,6 @@ def test_retrieval_equals_a_loop_over_all_pairs(model, source):
     assert rows["image_to_text_recall@1"].n == 12
     hits = [1 - math.comb(12 - p, 5) / math.comb(12, 5) for p in [2] * 6 + [1] * 12]
     assert rows["text_to_image_recall@5"].chance == pytest.approx(sum(hits) / 18)
-
-
-def test_a_caption_that_pictures_share_has_all_of_them_as_answers(model):
-    items = [
-        Item("a", ("A  Dog", "pet"), {}),
-        Item("b", ("a dog", "a dog", "brown"), {}),
-        Item("c", (), {}),
-        Item("d", ("pet",), {}),
-    ]
-    captions = retrieval.unique_captions(items, model.tokenizer)
-    assert captions.texts == ["a dog", "pet", "brown"]
-    assert captions.of_picture == [[0, 1], [0, 2], [], [1]]
-    assert captions.pictures == [[0, 1], [0, 3], [1]]
-
-
-def test_no_captions_at_all_is_an_error(model):
-    with pytest.raises(DataError, match="no picture has a caption"):
-        retrieval.unique_captions([Item("a", (), {})], model.tokenizer)
-
-
-def test_best_ranks_do_not_depend_on_the_chunk(monkeypatch):
-    queries, targets = torch.randn(7, 4), torch.randn(5, 4)
-    positives = [[random.randrange(5)] for _ in range(7)]
-    whole = retrieval.best_ranks(queries, targets, positives)
-    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", 11)
-    assert torch.equal(retrieval.best_ranks(queries, targets, positives), whole)
 
 
 def test_retrieval_details_show_queries_and_hits(source):

@@ -1,6 +1,8 @@
+import gc
 import itertools
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +64,52 @@ def test_ranks_do_not_depend_on_the_chunks_of_queries():
     whole = ranking.positive_ranks(similarity, positives)
     pairs = zip(similarity.split(3), positives.split(3), strict=True)
     assert torch.equal(whole, torch.cat([ranking.positive_ranks(*pair) for pair in pairs]))
+
+
+@given(
+    seed=st.integers(0, 999),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    tile=st.tuples(st.integers(1, 10), st.integers(1, 10)),
+)
+@settings(max_examples=40, deadline=None)
+def test_best_ranks_are_those_of_the_whole_matrix_and_of_its_transpose(seed, size, tile):
+    generator = torch.Generator().manual_seed(seed)
+    # whole numbers: products are exact, and many are equal
+    rows, columns = (torch.randint(-1, 2, (n, 3), generator=generator).float() for n in size)
+    positives = torch.rand(size, generator=generator) < 0.3
+    pairs = positives.nonzero().T
+    found = ranking.best_ranks(rows, columns, pairs, tile=tile)
+    similarity = rows @ columns.T
+    for ranks, scores, right in zip(
+        found, (similarity, similarity.T), (positives, positives.T), strict=True
+    ):
+        asked = right.any(dim=1)
+        assert torch.equal(ranks[asked], ranking.positive_ranks(scores[asked], right[asked]))
+        assert (ranks[~asked] == scores.shape[1]).all()
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_best_ranks_of_a_collapsed_model_are_the_last(value):
+    rows, pairs = torch.full((4, 2), value), torch.arange(4).expand(2, -1)
+    for ranks in ranking.best_ranks(rows, rows, pairs, tile=(3, 2)):
+        assert ranks.tolist() == [3] * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_best_ranks_never_hold_the_matrix():
+    features = torch.randn(8192, 8)  # the matrix would take 256 MiB, of bytes 64
+    pairs = torch.arange(8192).expand(2, -1)
+    ranking.best_ranks(features[:600], features[:600], pairs[:, :600])
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    before = _resident("VmRSS")
+    ranking.best_ranks(features, features, pairs)
+    assert _resident("VmHWM") - before < 24 * 2**20
+
+
+def _resident(name):
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 
 
 def test_a_model_of_nan_hits_nothing():

@@ -83,6 +83,26 @@ def list_table(
     return listing
 
 
+def read_captions(path: Path, *, key: str, column: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields the key of each row, as text, and its captions.
+
+    Raises:
+        ConfigError: There is no such file or column.
+        DataError: The table cannot be read, or a row of it.
+    """
+    if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+        what = "no such file" if path.suffix.lower() in TABLE_SUFFIXES else "not a table"
+        raise ConfigError(f"{path}: {what}; give one of {', '.join(TABLE_SUFFIXES)}")
+    names = _column_names(path)
+    columns = Columns(_existing(key, names, path.name), (_existing(column, names, path.name),), ())
+    skipped: Tally[str] = Tally()
+    for _, row in _rows(path, columns, skipped):
+        if row[key] is not None:
+            yield str(row[key]), _captions(row[column])
+    if skipped.total:
+        raise DataError([f"{path.name}: {line}; mend the table" for line in skipped.lines()])
+
+
 def choose_columns(
     names: list[str], *, image_column: str | None, caption_column: str | None, table: str
 ) -> Columns:

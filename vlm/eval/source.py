@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlm.curate.source import open_data
 from vlm.data.dataset import Dataset
 from vlm.errors import DataError
 from vlm.eval.results import Samples
@@ -90,6 +91,7 @@ class Source:
         batch_size: Pictures at a time.
         log: Gets lines of progress, and what was skipped.
         classifiers: Those that were made of this model already; sources may share them.
+        opened: The sources of all tasks by their data, as JSON: `beside` looks there first.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Source:
         batch_size: int = 64,
         log: Log = print,
         classifiers: Classifiers | None = None,
+        opened: "dict[str, Source] | None" = None,
     ) -> None:
         self.model = model
         self.dataset = dataset
@@ -109,6 +112,27 @@ class Source:
         self.protocols: dict[str, dict[str, Any]] = {}  # what each hash is of
         self._described: dict[str, Described] = {}
         self.classifiers: Classifiers = {} if classifiers is None else classifiers
+        self.opened = {} if opened is None else opened
+
+    def beside(self, data: str | list[str]) -> "Source":
+        """Other DATA, as training data is: opened, and embedded, once for all tasks, by all ranks.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        key = json.dumps(data)
+        for turn in (True, False) if key not in self.opened else ():
+            with distributed.agreed():
+                if turn is (distributed.rank() == 0):  # first the one that may pack it
+                    self.opened[key] = Source(
+                        self.model,
+                        open_data(data, log=self.log),
+                        batch_size=self.batch_size,
+                        log=self.log,
+                        classifiers=self.classifiers,
+                        opened=self.opened,
+                    )
+        return self.opened[key]
 
     @cached_property
     def embedded(self) -> Embedded:

@@ -137,6 +137,7 @@ class _Session:
                         batch_size=self.batch_size,
                         log=self.log,
                         classifiers=self.classifiers,
+                        opened=self.sources,
                     )
         return self.sources[key]
 
@@ -226,11 +227,11 @@ def _task(settings: Any) -> Task:
 
 
 def _problem(error: dict[str, Any], names: list[str]) -> str:
-    key = str(error["loc"][0])
+    key, *inner = map(str, error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        return _unknown(key, names)
+        return f"{key} has no key {inner[0][:80]!r}" if inner else _unknown(key, names)
     if error["type"] == "missing":
-        return f"needs `{key}:`"
+        return f"needs `{'.'.join((key, *inner))}:`"
     if key == "split":
         return "split must be a short name of letters, digits, _, - and ."
     return f"{key} ({error['input']!r}): {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -9,11 +9,13 @@ from pydantic.dataclasses import dataclass
 from vlm.config.schema import STRICT, Count
 from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
 from vlm.curate.source import open_data
+from vlm.eval import probes
+from vlm.eval.caption_table import read_caption_table
 from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
 from vlm.eval.grounding import grounding
 from vlm.eval.questions import answer, questions
-from vlm.eval.retrieval import retrieval
+from vlm.eval.retrieval import EqualCaptions, retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.eval.swaps import swap
 from vlm.heads.class_names import NAMED_SETS, read_labels, read_lines
@@ -86,14 +88,28 @@ class ZeroShotTask(Task):
 
 
 @dataclass(frozen=True, config=STRICT)
+class CaptionsFrom:
+    """Captions that are not in the data, but in a table."""
+
+    table: Text  # CSV, TSV, JSONL or Parquet
+    key: Text  # the metadata field, and the table's column, by which they belong together
+    column: Text  # with the captions
+
+
+@dataclass(frozen=True, config=STRICT)
 class RetrievalTask(Task):
     """Find pictures by their captions, and captions by their pictures."""
 
     task: Literal["retrieval"]
+    equal_captions: EqualCaptions = "merge"  # merge: one query | keep: one each, as the field does
+    captions: CaptionsFrom | None = None  # by default the data's own
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
-        return retrieval(source)
+        place, table = self.captions, None
+        if place is not None:
+            table = read_caption_table(place.table, key=place.key, column=place.column)
+        return retrieval(source, equal_captions=self.equal_captions, table=table)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -165,6 +181,48 @@ class ExplainTask(Task):
         return grounding(source, template=self.template, num_pictures=self.num_pictures)
 
 
+@dataclass(frozen=True, config=STRICT)
+class ProbeTask(Task):
+    """Name what pictures show, by a linear classifier of their features."""
+
+    task: Literal["probe"]
+    train_data: Text | list[Text]  # DATA: the classifier is fitted to it
+    val_data: Text | list[Text] | None = (
+        None  # DATA to choose lambda by; None: a fifth of the above
+    )
+    label: Text = "label"  # the metadata field with the class
+
+    def look(self, source: Source) -> object:
+        """All data."""
+        others = [data for data in (self.train_data, self.val_data) if data is not None]
+        return [source.embedded, *(source.beside(data).embedded for data in others)]
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        val = None if self.val_data is None else source.beside(self.val_data)
+        return probes.probe(source, source.beside(self.train_data), val=val, label=self.label)
+
+
+@dataclass(frozen=True, config=STRICT)
+class KnnTask(Task):
+    """Name what pictures show, by the pictures whose features are nearest."""
+
+    task: Literal["knn"]
+    train_data: Text | list[Text]  # DATA: the neighbours
+    label: Text = "label"  # the metadata field with the class
+    k: int = Field(default=20, ge=1)  # neighbours that vote
+    temperature: float = Field(default=0.07, gt=0)  # a vote weighs exp(cosine / temperature)
+
+    def look(self, source: Source) -> object:
+        """Both."""
+        return source.embedded, source.beside(self.train_data).embedded
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        train = source.beside(self.train_data)
+        return probes.knn(source, train, label=self.label, k=self.k, temperature=self.temperature)
+
+
 TASKS: dict[str, type[Task]] = {
     "zero_shot": ZeroShotTask,
     "retrieval": RetrievalTask,
@@ -172,4 +230,6 @@ TASKS: dict[str, type[Task]] = {
     "swap": SwapTask,
     "questions": QuestionsTask,
     "explain": ExplainTask,
+    "probe": ProbeTask,
+    "knn": KnnTask,
 }

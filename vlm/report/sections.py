@@ -15,7 +15,13 @@ from vlm.report.html import Html, element, join
 from vlm.report.inputs import Inputs, number
 from vlm.report.numbers import duration, is_rank, listed, metric, metric_name
 
-TASKS = {"zero_shot": "Zero-shot", "retrieval": "Retrieval", "caption": "Captions"}
+TASKS = {
+    "zero_shot": "Zero-shot",
+    "retrieval": "Retrieval",
+    "caption": "Captions",
+    "probe": "Linear probe",
+    "knn": "Nearest neighbours",
+}
 _SAYINGS = {
     ("zero_shot", "acc1"): "names {value} of the pictures of {split} right at the first try",
     ("retrieval", "text_to_image_recall@10"): (
