@@ -81,10 +81,9 @@ def probe(
     fitted, chosen = split(whole) if val is None else (whole, named(val, label))
     both = fitted + chosen
     names, device = sorted(set(both.truth)), _device(source)
-    best, tried = choose_l2(
-        fitted.numbered(names, device), chosen.numbered(names, device), num_classes=len(names)
-    )
-    classifier = fit(both.numbered(names, device), num_classes=len(names), l2=best.l2)
+    parts = [_precise(part.numbered(names, device)) for part in (fitted, chosen, both)]
+    best, tried = choose_l2(parts[0], parts[1], num_classes=len(names))
+    classifier = fit(parts[2], num_classes=len(names), l2=best.l2)
     protocol = source.protocol(
         "probe",
         label=label,
@@ -184,6 +183,12 @@ def _device(source: Source) -> torch.device:
     """Where to fit: sums are fp64, which MPS has not."""
     device = source.model.device
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def _precise(data: Labelled) -> Labelled:
+    """In fp64 on the CPU; few GPUs have units for it."""
+    on_cpu = data.features.device.type == "cpu"
+    return Labelled(data.features.double(), data.labels) if on_cpu else data
 
 
 def _measure(
