@@ -3,7 +3,6 @@ import pytest
 from vlm.config.find import shipped_configs
 from vlm.config.load import load_config
 
-
 NAMES = ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "coca_vit_b32", "tiny", "emoji"]
 
 
