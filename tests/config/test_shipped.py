@@ -3,7 +3,7 @@ import pytest
 from vlm.config.find import shipped_configs
 from vlm.config.load import load_config
 
-NAMES = ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "coca_vit_b32", "tiny", "emoji"]
+NAMES = ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14", "coca_vit_b32", "tiny", "emoji", "scenes"]
 
 
 @pytest.mark.parametrize("name", NAMES)

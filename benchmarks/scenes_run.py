@@ -1,0 +1,112 @@
+"""A model of scenes, trained and measured: captions, questions, swaps and heat maps.
+
+    python benchmarks/scenes_run.py            # about 20 minutes
+
+Makes the scenes, trains `configs/scenes.yaml`, and measures on combinations that training never
+shows. `--split val` is for tuning: nothing is chosen by the test split.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TASKS = ("caption", "questions", "swap", "explain")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--split", default="test_combination", choices=["val", "test_combination"])
+    parser.add_argument("--scenes", type=Path, help="made already")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the config")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scenes_run.json"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scenes = args.scenes or folder / "scenes"
+        if args.scenes is None:
+            run("data", "scenes", str(scenes))
+        began = time.perf_counter()
+        words = [f"data.train={scenes}/train-*.tar", f"run.dir={folder / 'run'}", "eval.suite=null"]
+        run("train", "configs/scenes.yaml", *words, f"train.seed={args.seed}", *args.set)
+        seconds = time.perf_counter() - began
+        suite, results = folder / "suite.yaml", folder / "run" / "results.json"
+        tasks = [
+            {"task": task, "split": args.split, "data": f"{scenes}/{args.split}-*.tar"}
+            | ({"train_data": f"{scenes}/train-*.tar"} if task == "questions" else {})
+            for task in TASKS
+        ]
+        suite.write_text(json.dumps({"tasks": tasks}))  # YAML, too
+        run("eval", str(folder / "run"), str(suite), "--out", str(results))
+        rows = json.loads(results.read_text())
+        captions = json.loads((results.parent / "eval" / f"caption-{args.split}.json").read_text())
+        named = share_with_both(captions["samples"], objects_of(scenes, args.split))
+    result = {
+        "benchmark": "scenes_run",
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "split": args.split,
+        "seconds_training": seconds,
+        "rows": {f"{row['task']}/{row['metric']}": row for row in rows},
+        "both_objects_named": named,
+        **figures(rows),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+
+
+def run(*words: str) -> None:
+    print("vlm", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "vlm", *words], check=True)
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the bars are about."""
+    found = {f"{row['task']}/{row['metric']}": row for row in rows}
+    cider, group = found["caption/cider_d"], found["swap/group_score"]
+    kinds = [row for name, row in found.items() if name.startswith("questions/accuracy/")]
+    return {
+        "cider_d_over_constant": cider["value"] / cider["chance"],
+        "question_margins": {  # of what a model that doesn't look leaves to be had
+            row["metric"]: (row["value"] - row["chance"]) / (1 - row["chance"]) for row in kinds
+        },
+        "swap_group_low": group["ci95"][0] - group["chance"],
+        "relevance_in_box": found["explain/relevance_in_box"]["value"],
+        "relevance_in_box_fresh": found["explain/relevance_in_box_fresh"]["value"],
+    }
+
+
+def objects_of(scenes: Path, split: str) -> dict[str, list[str]]:
+    """The objects' names in each scene, by its key."""
+    from vlm.data.dataset import open_shards
+
+    dataset = open_shards(f"{scenes}/{split}-*.tar", log=lambda _: None)
+    metas = enumerate(dataset.metas())
+    return {dataset.key(n): [thing["name"] for thing in meta["objects"]] for n, meta in metas}
+
+
+def share_with_both(samples: list[dict[str, Any]], objects: dict[str, list[str]]) -> float:
+    """Of the scenes with two different objects, those whose caption has both names."""
+    chosen = [s for s in samples if len(set(objects[s["key"]])) == 2]
+    both = [all(stem(name) in s["generated"] for name in objects[s["key"]]) for s in chosen]
+    return sum(both) / len(both)
+
+
+def stem(name: str) -> str:
+    """Also in a plural: "butterfly", "butterflies"."""
+    return name[:-1] if name.endswith("y") else name
+
+
+if __name__ == "__main__":
+    main()
