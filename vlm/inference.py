@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
 from vlm.config.schema import ModelConfig
+from vlm.data.pictures import Picture, each_picture, opened
 from vlm.data.samples import BadSample
 from vlm.data.transforms import EvalTransform, normalize
 from vlm.errors import ConfigError, DataError
@@ -26,7 +25,6 @@ from vlm.models.text_encoder import trim
 from vlm.runtime.files import disk_error, write_synced, written_whole
 from vlm.tokenizer import Tokenizer
 
-Picture = str | Path | bytes | Image.Image | np.ndarray | Tensor
 FORMAT_VERSION = 1
 GREEDY = Decoding()
 T = TypeVar("T")
@@ -110,7 +108,7 @@ class VisionLanguageModel:
 
     def _pixel(self, picture: Picture) -> Tensor:
         try:
-            return self.transform(_open(picture))
+            return self.transform(opened(picture))
         except BadSample as error:
             kind = f"a picture ({type(picture).__name__})"
             name = picture if isinstance(picture, str | Path) else kind
@@ -214,7 +212,7 @@ class VisionLanguageModel:
             num_beams, length_penalty, no_repeat_ngram, top_p, temperature, seed, max_length
         )
         captions: list[str] = []
-        for chunk in _chunks(_each(images), batch_size):
+        for chunk in _chunks(each_picture(images), batch_size):
             pixels = self.pixels(chunk)
             captions += self.caption_pixels(pixels, prompt=prompt, decoding=decoding)
         return captions
@@ -290,33 +288,8 @@ class VisionLanguageModel:
         batch_size: int,
         encode: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        rows = [encode(self.pixels(chunk)) for chunk in _chunks(_each(images), batch_size)]
+        rows = [encode(self.pixels(chunk)) for chunk in _chunks(each_picture(images), batch_size)]
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
-
-
-def _each(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    """Several pictures, also where one is given; 4-dimensional arrays are several."""
-    if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, str | Path | bytes | Image.Image) else images
-
-
-def _open(picture: Picture) -> bytes | Image.Image:
-    """Encoded bytes or a PIL image, whatever was given."""
-    if isinstance(picture, str | Path):
-        try:
-            return Path(picture).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{picture}: cannot read: {error.strerror}") from error
-    if isinstance(picture, bytes | Image.Image):
-        return picture
-    array = picture.movedim(0, -1).cpu().numpy() if isinstance(picture, Tensor) else picture
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        raise ConfigError(
-            f"a picture must be uint8 [H, W, 3] (array) or [3, H, W] (tensor), not {array.dtype} "
-            f"{tuple(picture.shape)}; preprocessed floats go to encode_image"
-        )
-    return Image.fromarray(array)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

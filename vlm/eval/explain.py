@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from vlm.data import transforms
+from vlm.data.pictures import Picture
 from vlm.errors import ConfigError
 from vlm.eval.overlay import draw_overlay
-from vlm.inference import Picture, VisionLanguageModel
+from vlm.inference import VisionLanguageModel
 from vlm.models.dual_encoder import DualEncoder
 from vlm.models.text_encoder import text_lengths
 from vlm.runtime.files import write_atomic

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vlm.data.pictures import Picture
 from vlm.eval.explain import BATCH_SIZE, Explanation, View, evaluating, explain, look, text_features
 from vlm.heads.model import build_model
-from vlm.inference import Picture, VisionLanguageModel
+from vlm.inference import VisionLanguageModel
 
 NUM_POINTS = 17  # of a curve, ends included
 NUM_RANDOM = 8  # orders that the random area is the mean of
