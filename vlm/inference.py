@@ -97,6 +97,11 @@ class VisionLanguageModel:
         """Features of pictures that are cut to size but still uint8."""
         return self.encode_image(self._normalized(images), normalize=normalize)
 
+    @torch.inference_mode()
+    def image_tokens(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B N W"]:
+        """What the captioner reads of pictures that are cut to size but still uint8."""
+        return self.model.encoders.image.tokens(self._normalized(images))
+
     def pixels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "B 3 S S"]:
         """Pictures cut to the model's size, still uint8.
 
@@ -237,7 +242,7 @@ class VisionLanguageModel:
             [prompt or ""] * len(images) if prompt is None or isinstance(prompt, str) else prompt
         )
         starts = [self.tokenizer.encode(text)[:-1] for text in prompts]  # without the end of text
-        image_tokens = self.model.encoders.image.tokens(self._normalized(images))
+        image_tokens = self.image_tokens(images)
         longest = min(decoding.max_length or decoder.context_length, decoder.context_length)
         texts = [""] * len(images)
         for length in sorted({len(start) for start in starts}):  # one length at a time: no padding

@@ -14,6 +14,7 @@ from vlm.eval.caption_table import read_caption_table
 from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
 from vlm.eval.grounding import grounding
+from vlm.eval.perplexity import perplexity, surprise
 from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import EqualCaptions, retrieval
 from vlm.eval.source import Outcome, Source
@@ -223,6 +224,25 @@ class KnnTask(Task):
         return probes.knn(source, train, label=self.label, k=self.k, temperature=self.temperature)
 
 
+@dataclass(frozen=True, config=STRICT)
+class PerplexityTask(Task):
+    """Foresee the words of captions."""
+
+    task: Literal["perplexity"]
+
+    def fits(self, model: VisionLanguageModel) -> bool:
+        """Whether anything in it predicts words."""
+        return not (model.model.captioner is None and model.model.language_head is None)
+
+    def look(self, source: Source) -> object:
+        """Read the captions."""
+        return surprise(source)
+
+    def run(self, source: Source) -> Outcome:
+        """Measure it."""
+        return perplexity(source)
+
+
 TASKS: dict[str, type[Task]] = {
     "zero_shot": ZeroShotTask,
     "retrieval": RetrievalTask,
@@ -232,4 +252,5 @@ TASKS: dict[str, type[Task]] = {
     "explain": ExplainTask,
     "probe": ProbeTask,
     "knn": KnnTask,
+    "perplexity": PerplexityTask,
 }
