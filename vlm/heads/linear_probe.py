@@ -65,7 +65,7 @@ def fit(data: Labelled, *, num_classes: int, l2: float) -> LinearProbe:
         max_iter=_MAX_STEPS,
         tolerance_grad=1e-6,
         tolerance_change=1e-10,
-        history_size=30,
+        history_size=10,
         line_search_fn="strong_wolfe",
     )
 
