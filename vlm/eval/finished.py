@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,15 +33,15 @@ def model_hash(model: VisionLanguageModel) -> str:
     return digest.hexdigest()
 
 
-def inputs_hash(task: Task, model: str, fingerprint: str) -> str:
+def inputs_hash(task: Task, model: str, fingerprints: Sequence[str]) -> str:
     """Of all that a task's results follow from: who has it need not measure again.
 
     Args:
         task: Its settings; files that they name count by their bytes.
         model: From `model_hash`.
-        fingerprint: Of the data.
+        fingerprints: Of the data, and of other data that the task reads.
     """
-    settings = {**asdict(task), "data": fingerprint}
+    settings = {**asdict(task), "data": list(fingerprints)}
     files = {text: sha256_file(Path(text)) for text in _texts(settings) if os.path.isfile(text)}
     parts = {
         "settings": settings,

@@ -109,9 +109,11 @@ class _Session:
             VlmError: As the task's own, on all ranks.
         """
         source = self._source(task)
+        with _named(task):
+            others = [source.beside(data).dataset.fingerprint for data in task.other_data()]
         inputs, found = "", None
         if self.is_main and self.folder is not None:
-            inputs = inputs_hash(task, self.hash, source.dataset.fingerprint)
+            inputs = inputs_hash(task, self.hash, [source.dataset.fingerprint, *others])
             found = find(self.folder, task, inputs)
         if distributed.gather_json(found is not None)[0]:
             self.log(f"{task.name}: is finished already, from the same model, data and settings")

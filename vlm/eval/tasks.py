@@ -8,7 +8,6 @@ from pydantic.dataclasses import dataclass
 
 from vlm.config.schema import STRICT, Count
 from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
-from vlm.curate.source import open_data
 from vlm.eval import probes
 from vlm.eval.caption_table import read_caption_table
 from vlm.eval.captions import caption, describe
@@ -42,6 +41,10 @@ class Task(ABC):
     def fits(self, model: VisionLanguageModel) -> bool:
         """Whether the model can do it."""
         return True
+
+    def other_data(self) -> list[str | list[str]]:
+        """DATA that it reads beside its own, as training data."""
+        return []
 
     def look(self, source: Source) -> object:
         """What all ranks do together before rank 0 measures alone: see the pictures."""
@@ -155,13 +158,17 @@ class QuestionsTask(Task):
         """Whether the model has a captioner."""
         return model.model.captioner is not None
 
+    def other_data(self) -> list[str | list[str]]:
+        """What answers from the question alone are learnt from."""
+        return [] if self.train_data is None else [self.train_data]
+
     def look(self, source: Source) -> object:
         """Answer what is asked about each picture."""
         return answer(source)
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
-        known = None if self.train_data is None else open_data(self.train_data, log=source.log)
+        known = None if self.train_data is None else source.beside(self.train_data).dataset
         return questions(source, train_data=known)
 
 
@@ -193,10 +200,13 @@ class ProbeTask(Task):
     )
     label: Text = "label"  # the metadata field with the class
 
+    def other_data(self) -> list[str | list[str]]:
+        """What is fitted to, and what lambda is chosen by."""
+        return [data for data in (self.train_data, self.val_data) if data is not None]
+
     def look(self, source: Source) -> object:
         """All data."""
-        others = [data for data in (self.train_data, self.val_data) if data is not None]
-        return [source.embedded, *(source.beside(data).embedded for data in others)]
+        return source.embedded, [source.beside(data).embedded for data in self.other_data()]
 
     def run(self, source: Source) -> Outcome:
         """Measure it."""
@@ -213,6 +223,10 @@ class KnnTask(Task):
     label: Text = "label"  # the metadata field with the class
     k: int = Field(default=20, ge=1)  # neighbours that vote
     temperature: float = Field(default=0.07, gt=0)  # a vote weighs exp(cosine / temperature)
+
+    def other_data(self) -> list[str | list[str]]:
+        """Where the neighbours are."""
+        return [self.train_data]
 
     def look(self, source: Source) -> object:
         """Both."""
