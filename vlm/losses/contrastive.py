@@ -105,13 +105,16 @@ class _InfoNCE(torch.autograd.Function):
         image, text, scale = ctx.saved_tensors
         gradients = Gradients(image, text, scale)
         tiles = logits_by_tile(image, text, scale, ctx.pairs, ctx.tile_bytes, ctx.kept)
-        for tile, logits, of_logits in tiles:  # [t, G], as all here
+        for tile, logits, room in tiles:
             rows, columns = ctx.rows[tile.rows], ctx.columns
             counted = logits.isfinite() if ctx.smoothing else None
-            torch.sub(logits, rows.logsumexp[:, None], out=of_logits).exp_()
-            of_logits += torch.sub(
-                logits, columns.logsumexp, out=logits if ctx.kept is None else None
-            ).exp_()
+            of_logits = logits if ctx.kept is None else torch.empty_like(logits)  # [t, G]
+            few = len(room)
+            for part, found, by_row in zip(
+                logits.split(few), of_logits.split(few), rows.logsumexp.split(few), strict=True
+            ):
+                by_column = torch.sub(part, columns.logsumexp, out=room[: len(part)]).exp_()
+                torch.sub(part, by_row[:, None], out=found).exp_().add_(by_column)
             wanted = 1 / rows.count[tile.targets[0]] + 1 / columns.count[tile.targets[1]]
             wanted = torch.where(ctx.pairs.valid[tile.targets[1]], wanted, 0)
             of_logits.index_put_(tile.targets, (ctx.smoothing - 1) * wanted, accumulate=True)

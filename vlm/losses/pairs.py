@@ -9,8 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Duplicates = Literal["positive", "ignore", "negative"]
-TILE_BYTES = 16 * 2**20  # of logits on the CPU; what is computed from them takes as much again
-GPU_TILE_BYTES = 16 * TILE_BYTES  # kernels there want large matrices
+TILE_BYTES = 32 * 2**20  # of logits on the CPU
+GPU_TILE_BYTES = 256 * 2**20  # kernels want large matrices; what is computed takes as much again
 
 
 class Tile(NamedTuple):

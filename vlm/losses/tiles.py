@@ -10,6 +10,8 @@ from torch import Tensor
 from vlm.losses.pairs import Pairs, Tile
 from vlm.runtime import distributed
 
+ROOM_BYTES = 2**20  # of some rows of a tile on the CPU: half of what a core's second cache holds
+
 
 def logits_by_tile(
     image: Tensor,
@@ -18,10 +20,12 @@ def logits_by_tile(
     pairs: Pairs,
     tile_bytes: int,
     kept: Tensor | None = None,
-) -> Iterator[tuple[Tile, Float[Tensor, "t G"], Float[Tensor, "t G"]]]:
-    """Yields each tile, its logits, and room of their shape, which the next tile takes over.
+) -> Iterator[tuple[Tile, Float[Tensor, "t G"], Float[Tensor, "c G"]]]:
+    """Yields each tile, its logits, and room for some of their rows, which the next takes over.
 
-    Memory that is asked for anew would cost page faults, and with glibc 2.36 grow without end.
+    Memory that is asked for anew would cost page faults, and with glibc 2.36 grow without end. The
+    room is small on the CPU, so that what is computed there stays in a core's cache: products want
+    large tiles, and everything else small ones.
 
     Args:
         image: This rank's features.
@@ -31,17 +35,18 @@ def logits_by_tile(
         tile_bytes: Of a tile's logits.
         kept: The logits, if they are known.
     """
-    room = None
+    memory = None
     for tile in pairs.tiles(len(image), image.element_size(), tile_bytes):
         height = tile.rows.stop - tile.rows.start
-        if kept is not None:
-            yield tile, kept, torch.empty_like(kept)
-            continue
-        if room is None:
-            room = image.new_empty(2, height, len(text))
-        logits, free = room[:, :height]
-        _fill_logits(logits, image, text, scale, pairs, tile)
-        yield tile, logits, free
+        if memory is None:  # the first tile is the highest
+            few = max(1, ROOM_BYTES // (image.element_size() * len(text)))
+            few = min(height, few) if image.device.type == "cpu" else height
+            memory = image.new_empty(few + (0 if kept is not None else height), len(text))
+        room, logits = memory[:few], kept
+        if logits is None:
+            logits = memory[few : few + height]
+            _fill_logits(logits, image, text, scale, pairs, tile)
+        yield tile, logits, room
 
 
 def _fill_logits(
@@ -81,7 +86,7 @@ class Sums:
     def of(cls, logits: Tensor, room: Tensor, tile: Tile, dim: int, smoothing: float) -> "Sums":
         """Along a dimension of a tile."""
         highest = logits.amax(dim, keepdim=True).nan_to_num_(neginf=0.0)
-        total = torch.sub(logits, highest, out=room).exp_().sum(dim)
+        total = _sum_exp(logits, highest, room, dim)
         nothing = logits.new_zeros(logits.shape[1 - dim])
         where, positive = tile.targets[1 - dim], logits[tile.targets]
         counts = logits.isfinite() if smoothing else None
@@ -121,6 +126,22 @@ class Sums:
 
     def __getitem__(self, rows: slice) -> "Sums":
         return Sums(*(value[rows] for value in _fields(self)))
+
+
+def _sum_exp(logits: Tensor, highest: Tensor, room: Tensor, dim: int) -> Tensor:
+    """The sum of exp(logits - highest) along a dimension, some rows at a time."""
+    parts = logits.split(len(room))
+    less = highest.split(len(room)) if dim == 1 else [highest] * len(parts)
+    sums = (
+        torch.sub(part, high, out=room[: len(part)]).exp_().sum(dim)
+        for part, high in zip(parts, less, strict=True)
+    )
+    if dim == 1:
+        return torch.cat(list(sums))
+    total = next(sums)
+    for more in sums:
+        total += more
+    return total
 
 
 def over_ranks(logsumexp: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
