@@ -109,10 +109,8 @@ class _InfoNCE(torch.autograd.Function):
             rows, columns = ctx.rows[tile.rows], ctx.columns
             counted = logits.isfinite() if ctx.smoothing else None
             of_logits = logits if ctx.kept is None else torch.empty_like(logits)  # [t, G]
-            few = len(room)
-            for part, found, by_row in zip(
-                logits.split(few), of_logits.split(few), rows.logsumexp.split(few), strict=True
-            ):
+            chunks = (torch.split(t, len(room)) for t in (logits, of_logits, rows.logsumexp))
+            for part, found, by_row in zip(*chunks, strict=True):
                 by_column = torch.sub(part, columns.logsumexp, out=room[: len(part)]).exp_()
                 torch.sub(part, by_row[:, None], out=found).exp_().add_(by_column)
             wanted = 1 / rows.count[tile.targets[0]] + 1 / columns.count[tile.targets[1]]
@@ -122,8 +120,8 @@ class _InfoNCE(torch.autograd.Function):
                 evenly = 1 / rows.width[:, None] + 1 / columns.width
                 of_logits -= ctx.smoothing * torch.where(counted, evenly, 0)
             gradients.add(of_logits, tile)
-        found = gradients.all(upstream[0] / (2 * ctx.pairs.num_valid))
-        return (*found, None, None, None)
+        sums = gradients.all(upstream[0] / (2 * ctx.pairs.num_valid))
+        return (*sums, None, None, None)
 
 
 class _Sigmoid(torch.autograd.Function):

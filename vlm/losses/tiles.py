@@ -130,8 +130,8 @@ class Sums:
 
 def _sum_exp(logits: Tensor, highest: Tensor, room: Tensor, dim: int) -> Tensor:
     """The sum of exp(logits - highest) along a dimension, some rows at a time."""
-    parts = logits.split(len(room))
-    less = highest.split(len(room)) if dim == 1 else [highest] * len(parts)
+    parts = torch.split(logits, len(room))
+    less = torch.split(highest, len(room)) if dim == 1 else [highest] * len(parts)
     sums = (
         torch.sub(part, high, out=room[: len(part)]).exp_().sum(dim)
         for part, high in zip(parts, less, strict=True)
