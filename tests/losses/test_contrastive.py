@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.functional import normalize
 
+from vlm.losses import tiles
 from vlm.losses.contrastive import info_nce, sigmoid_loss
 from vlm.losses.distillation import Teacher, distillation_loss
 from vlm.losses.pairs import Pairs
@@ -50,6 +51,28 @@ def test_sigmoid_is_open_clips_where_nothing_repeats():
     theirs = open_clip.loss.SigLipLoss()(image, text, scale, BIAS)
     ours = sigmoid(image, text, scale, distinct(16))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("room_rows", [1, 3, 5, 100])
+@pytest.mark.parametrize("tile_rows", [4, 7, 100])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_rows_that_are_computed_at_a_time_change_nothing(
+    monkeypatch, room_rows, tile_rows, smoothing
+):
+    valid = torch.ones(17, dtype=torch.bool)
+    valid[[2, 9]] = False
+    pairs = distinct(17, caption_ids=torch.arange(17) % 6, valid=valid)
+    found = []
+    for rows, height in ((1000, 1000), (room_rows, tile_rows)):
+        monkeypatch.setattr(tiles, "ROOM_BYTES", rows * 17 * 8)
+        image, text, scale = make_batch(17)
+        scale.requires_grad_()
+        loss = info_nce(
+            image, text, scale, pairs, label_smoothing=smoothing, tile_bytes=height * 17 * 8
+        )
+        found.append([loss, *torch.autograd.grad(loss, (image, text, scale))])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole, rtol=0, atol=1e-13)
 
 
 def test_label_smoothing_is_torchs():
