@@ -50,6 +50,11 @@ def test_what_the_other_lacks_is_fresh_and_told(config, trained, capsys):
     assert all(mine[name].equal(tensor) for name, tensor in trained[1].items())
 
 
+def test_questions_that_no_sample_has_are_refused(config):
+    with pytest.raises(ConfigError, match=r"""data.questions: no sample's json has a field .qaa"""):
+        build(config, **{"data.questions": "qaa"})
+
+
 def test_weights_of_another_shape_are_refused(config, trained):
     with pytest.raises(ConfigError, match=r"captioner\.\S+ is \(.*32.*\) in .*, \(.*16.*\) here"):
         build(config, **{"train.init_from": str(trained[0]), "model.captioner.width": 16})

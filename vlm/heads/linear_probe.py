@@ -73,7 +73,7 @@ def fit(data: Labelled, *, num_classes: int, l2: float) -> LinearProbe:
         loss, both.grad = _loss_and_gradient(both, data, l2)
         return loss
 
-    search.step(closure)  # type: ignore[no-untyped-call]
+    search.step(closure)  # type: ignore[no-untyped-call]  # torch's own
     return LinearProbe(both[:, :-1].clone(), both[:, -1].clone(), l2)
 
 

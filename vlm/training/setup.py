@@ -110,6 +110,7 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
         data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
+    _refuse_no_questions(config, data.dataset)
     tokenizer = tokenizer_for(config, data.dataset)
     torch.manual_seed(derive("weights", train.seed))
     module = build_model(config.model, tokenizer)
@@ -121,6 +122,12 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     num_steps = count_steps(config, len(data.dataset))
     step, memory, accounts = _build_step(config, module, tokenizer, num_steps, device, ranks)
     return Parts(config, data, tokenizer, num_steps, step, trackers, memory, accounts)
+
+
+def _refuse_no_questions(config: Config, dataset: Dataset) -> None:
+    name = config.data.questions
+    if name is not None and not any(name in meta for meta in dataset.metas()):
+        raise ConfigError(f'data.questions: no sample\'s json has a field "{name}"')
 
 
 def _build_step(
