@@ -306,6 +306,53 @@ def test_pairs_are_two_pictures_of_the_same_words(folder: Path) -> None:
     assert not any("pair" in scene for scene in scenes(folder, "train"))
 
 
+def test_what_is_false_has_the_captions_words_in_another_order(folder: Path) -> None:
+    plurals, told = _plurals(), Counter[bool]()
+
+    def words(text: str) -> list[str]:
+        return sorted(plurals.get(word, word) for word in text.split() if word not in ("a", "an"))
+
+    relations = {"left", "right", "above", "below"}
+    for scene in [s for s in scenes(folder, "train") if "negatives" in s]:
+        assert scene["kind"] != "count"
+        assert scene["negatives"][0] == scene["swap"]["swapped"]
+        for caption, false in zip(scene["captions"], scene["negatives"], strict=True):
+            told[false is not None] += 1
+            if false is None:  # a list of what is there is true of the swap, too
+                assert scene["kind"] == "corner"
+                assert not relations & set(caption.split())
+            else:
+                assert false not in scene["captions"]
+                assert words(false) == words(caption)
+    assert told[True] > 5 * told[False] > 0
+
+
+def test_training_is_told_nothing_of_what_is_held_out_in_captions_or_false_ones(
+    folder: Path,
+) -> None:
+    """A relation, a colour or a number that training never shows is in none of its texts."""
+    plurals = _plurals()
+    held_out = {
+        c for split in SPLITS[1:3] for s in scenes(folder, split) for c in map(tuple, s["held_out"])
+    }
+    numbers = ("zero", "one", "two", "three", "four")
+    phrases = {f"{c[2]} {c[1]}" for c in held_out if c[0] == "colour"}
+    phrases |= {f"{numbers[int(c[2])]} {c[1]}" for c in held_out if c[0] == "count"}
+    phrases |= {f"the {c[1]} is {c[2]} the " for c in held_out if c[0] == "relation"}
+    assert {c[0] for c in held_out} >= {"colour", "count", "relation"}
+    train = scenes(folder, "train")
+    texts = [
+        t
+        for s in train
+        for t in [*s["captions"], *s.get("negatives", []), *s.get("swap", {}).values()]
+        if t
+    ]
+    assert sum("negatives" in scene for scene in train) > len(train) / 5
+    for text in texts:
+        spelled = " ".join(plurals.get(word, word) for word in text.split()) + " "
+        assert not [phrase for phrase in phrases if phrase in spelled], text
+
+
 @pytest.mark.filterwarnings(  # WebDataset leaves its file to the collector
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

@@ -4,14 +4,15 @@ import io
 import json
 from itertools import islice
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vlm.data.dataset import open_shards
-from vlm.data.loader import Questions, training_batches
+from vlm.data.loader import training_batches
 from vlm.data.order import SampleOrder
+from vlm.data.questions import NOTHING, Questions, conversation
 from vlm.data.transforms import TrainTransform
-from vlm.losses.caption import caption_targets
 from vlm.tokenizer import train_bpe
 
 NUM = 12
@@ -60,11 +61,23 @@ def with_pictures(samples):
     return [(key, {**fields, "png": file.getvalue()}) for key, fields in samples]
 
 
+def turns(tokens, targets, tokenizer):
+    """What is given and what is learned of it, in turns; each ends where the end is learned."""
+    found, given, said = [], [], []
+    for token, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+        if not said and token != tokenizer.sot_id:
+            given.append(token)
+        if target != NOTHING:
+            said.append(target)
+        if target == tokenizer.eot_id:
+            found.append((tokenizer.decode(given), tokenizer.decode(said)))
+            given, said = [], []
+    return found
+
+
 def given_and_learned(batch, tokenizer, row):
     texts = batch.head_texts
-    _, targets, mask = caption_targets(texts.tokens, tokenizer.eot_id, batch.valid, texts.num_given)
-    given = texts.tokens[row, : texts.num_given[row]]
-    return tokenizer.decode(given[1:]), tokenizer.decode(targets[row][mask[row]])
+    return turns(texts.tokens[row], texts.targets[row], tokenizer)
 
 
 def learned(batch, tokenizer):
@@ -75,9 +88,9 @@ def learned(batch, tokenizer):
 def test_only_the_answer_is_learned_and_the_caption_is_left_to_the_encoders(start, tokenizer):
     batch = next(start(Questions("qa", 1.0)))
     found = learned(batch, tokenizer)
-    assert found.pop(0) == ("", "a picture")
+    assert found.pop(0) == [("", "a picture")]
     expected = {(pair["question"], pair["answer"]) for pair in PAIRS}
-    assert set(found.values()) == expected
+    assert {turn for turns in found.values() for turn in turns} == expected
     for row in batch.valid.nonzero()[:, 0]:
         assert tokenizer.decode(batch.tokens[row][1:]) == "a picture"
 
@@ -91,7 +104,7 @@ def test_a_broken_field_is_a_bad_sample(start):
 def test_the_fraction_decides_how_often(start, tokenizer):
     asked = 0
     for batch in islice(start(Questions("qa", 0.25)), 60):
-        asked += sum(given != "" for given, _ in learned(batch, tokenizer).values())
+        asked += sum(turns[0][0] != "" for turns in learned(batch, tokenizer).values())
     assert asked / (60 * (NUM - 2)) == pytest.approx(0.25, abs=0.06)
 
 
@@ -108,3 +121,54 @@ def test_pictures_and_captions_are_those_of_a_run_without_questions(start):
     rows = asked.valid
     assert plain.images[rows].equal(asked.images[rows])
     assert plain.tokens[rows].equal(asked.tokens[rows])
+
+
+def answers_of(pairs, tokenizer, context_length):
+    def encode(text):
+        ids = tokenizer.encode(text)
+        return np.array(
+            ids if len(ids) <= context_length else [*ids[: context_length - 1], ids[-1]]
+        )
+
+    text = conversation(pairs, encode, context_length)
+    assert len(text.tokens) == len(text.targets) <= context_length
+    assert text.tokens[0] == tokenizer.sot_id
+    assert list(text.tokens).index(tokenizer.eot_id) == len(text.tokens) - 1
+    # what is learned follows what is read, or is the end where another turn begins
+    follows = np.append(text.tokens[1:], NOTHING)
+    assert set(text.targets[text.targets != follows]) <= {NOTHING, tokenizer.eot_id}
+    return turns(text.tokens, text.targets, tokenizer)
+
+
+def test_questions_follow_one_another_while_there_is_room(tokenizer):
+    pairs = [(pair["question"], pair["answer"]) for pair in PAIRS]
+    lengths = [len(tokenizer.encode(f"{q} {a}")) - 2 for q, a in pairs]
+    assert answers_of(pairs, tokenizer, 2 + sum(lengths)) == pairs
+    assert answers_of(pairs, tokenizer, 1 + sum(lengths)) == pairs[:1]
+    assert answers_of(pairs[::-1], tokenizer, 1 + sum(lengths)) == pairs[:0:-1]
+
+
+def test_a_shorter_question_takes_the_room_that_a_longer_one_does_not_fit_in(tokenizer):
+    pairs = [("how many?", "two"), ("what is it?", "a cat a cat a cat"), ("how many?", "two")]
+    short, long = (len(tokenizer.encode(f"{q} {a}")) - 2 for q, a in pairs[:2])
+    assert long > short
+    assert answers_of(pairs, tokenizer, 2 + 2 * short) == [pairs[0], pairs[2]]
+
+
+def test_an_answer_without_room_is_cut_where_nothing_else_fits(tokenizer):
+    long, short = ("what is it?", "a cat a cat"), ("how many?", "two")
+    length = len(tokenizer.encode(long[0])) + 1
+    [(question, answer)] = answers_of([long], tokenizer, length)
+    assert question == long[0]
+    assert long[1].startswith(answer.strip())
+    if len(tokenizer.encode(" ".join(short))) < length:
+        assert answers_of([long, short], tokenizer, length) == [short]
+
+
+def test_a_question_without_room_for_its_answer_is_not_asked(tokenizer):
+    def encode(text):
+        ids = tokenizer.encode(text)
+        return np.array(ids if len(ids) <= length else [*ids[: length - 1], ids[-1]])
+
+    length = len(tokenizer.encode("what is it?"))
+    assert conversation([("what is it?", "a cat")], encode, length) is None

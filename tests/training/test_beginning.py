@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 from vlm.config.load import load_config
 from vlm.data.batch import HeadTexts
+from vlm.data.questions import NOTHING
 from vlm.errors import ConfigError
 from vlm.inference import VisionLanguageModel
+from vlm.losses.caption import caption_targets
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import build_parts
 
@@ -60,17 +63,23 @@ def test_weights_of_another_shape_are_refused(config, trained):
         build(config, **{"train.init_from": str(trained[0]), "model.captioner.width": 16})
 
 
-def with_questions(batch, num_given=4):
+def with_questions(parts, batch, num_given=4):
     """The captions as texts of which the first tokens are a prompt."""
-    given = torch.full((len(batch.tokens),), num_given)
-    return replace(batch, head_texts=HeadTexts(batch.tokens.flip(0), given))
+    return replace(batch, head_texts=texts_of(parts, batch.tokens.flip(0), num_given))
+
+
+def texts_of(parts, tokens, num_given=1):
+    valid = torch.ones(len(tokens)).bool()
+    _, targets, mask = caption_targets(tokens, parts.tokenizer.eot_id, valid)
+    mask[:, : num_given - 1] = False
+    return HeadTexts(tokens, pad(targets.masked_fill(~mask, NOTHING), (0, 1), value=NOTHING))
 
 
 @pytest.mark.parametrize("changes", [{}, COCA], ids=["captioner", "coca"])
 def test_a_head_on_frozen_encoders_learns_answers(config, changes):
     settings = {"optim.trainable_groups": FROZEN, "train.steps": 1000, "optim.lr": 5e-3}
     parts, batch = build(config, **changes, **settings)
-    batch = with_questions(batch)
+    batch = with_questions(parts, batch)
     before = {n: p.clone() for n, p in parts.step.module.encoders.named_parameters()}
     losses = [parts.step(step, batch).terms["loss/caption"] for step in range(20, 60)]
     assert losses[-1] < 0.7 * losses[0]
@@ -80,8 +89,8 @@ def test_a_head_on_frozen_encoders_learns_answers(config, changes):
 
 def test_cocas_states_of_other_texts_are_those_of_its_text_encoder(config):
     parts, batch = build(config, **COCA)
-    own = replace(batch, head_texts=HeadTexts(batch.tokens, torch.ones(len(batch.tokens)).long()))
+    own = replace(batch, head_texts=texts_of(parts, batch.tokens))
     shares = [parts.step.objective(parts.step.module, b).shares for b in (batch, own)]
     torch.testing.assert_close(shares[0]["loss/caption"], shares[1]["loss/caption"])
-    asked = parts.step.objective(parts.step.module, with_questions(batch)).shares
+    asked = parts.step.objective(parts.step.module, with_questions(parts, batch)).shares
     assert abs(float(asked["loss/caption"] - shares[0]["loss/caption"])) > 1e-3

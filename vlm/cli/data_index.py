@@ -68,9 +68,11 @@ def run(args: argparse.Namespace) -> int:
     if shards is None:
         print(f"rank {ranks.rank} of {ranks.world_size}: done; others are still at work")
         return 0
-    if problems := [problem for shard in shards if (problem := useless(shard))]:
+    if problems := [problem for shard in shards if (problem := useless(shard, needs_images=False))]:
         raise DataError(problems)
-    shards = sorted([*shards, *open_indexes(urls, fields=args.field)], key=lambda s: s.name)
+    shards = sorted(
+        [*shards, *open_indexes(urls, fields=args.field, needs_images=False)], key=lambda s: s.name
+    )
     for line in left_out(shards):
         print(line)
     _print_table(shards)

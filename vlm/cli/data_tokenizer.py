@@ -34,7 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.exists():
         raise ConfigError(f"--out {args.out} exists; name another file or remove it")
-    captions = list(open_data(args.data, **data_options(args), require_captions=True).captions())
+    captions = list(
+        open_data(
+            args.data, **data_options(args), require_captions=True, needs_images=False
+        ).captions()
+    )
     tokenizer = train_bpe(captions, vocab_size=args.vocab_size, context_length=args.context_length)
     tokenizer.save(args.out)
 

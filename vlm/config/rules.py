@@ -77,6 +77,12 @@ def _check_contrastive(config: Config) -> Iterator[Problem]:
         yield Problem(keys, f"{keys[0]}=sigmoid needs {keys[1]}; SigLIP's is -10")
     if loss.contrastive == "info_nce" and bias is not None:
         yield Problem(keys, f"{keys[1]} is {bias:g}, and {keys[0]}=info_nce has no bias; use null")
+    if config.data.hard_negatives is not None and config.data.augment.shuffle_tags:
+        keys = ("data.hard_negatives", "data.augment.shuffle_tags")
+        yield Problem(keys, f"{keys[1]} changes the caption alone, which {keys[0]} is told by")
+    if config.data.hard_negatives is None and loss.hard_negative_weight != 1:
+        keys = ("loss.hard_negative_weight", "data.hard_negatives")
+        yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a field with texts")
     if loss.contrastive == "sigmoid" and loss.label_smoothing:
         keys = ("loss.contrastive", "loss.label_smoothing")
         yield Problem(keys, f"{keys[1]} is of info_nce; set it to 0 for {keys[0]}=sigmoid")

@@ -83,6 +83,7 @@ class DataConfig:
     num_workers: CountOrZero = 2  # loader processes a rank; no part of the order
     questions: str | None = None  # json field with [{question, answer}], which the captioner learns
     question_fraction: Fraction = 0.5  # of visits to samples with some; in the others, the caption
+    hard_negatives: str | None = None  # json field: a text that is nearly true, or one a caption
     cache_gib: Annotated[float, Field(ge=0)] = 0.0  # memory for decoded small pictures, a rank
     cache_dir: str | None = None  # packs, indexes and remote shards; $XDG_CACHE_HOME/vlm if null
     shard_cache_gib: Positive = 100.0  # of remote shards, on each node; those used longest ago go
@@ -145,7 +146,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
-    """What is minimised: contrastive, and caption, language and distill times their weights."""
+    """What is minimised: contrastive, and the other terms times their weights."""
 
     contrastive: Literal["info_nce", "sigmoid"] = "info_nce"  # CLIP's; SigLIP's, arXiv 2303.15343
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of info_nce
@@ -155,6 +156,7 @@ class LossConfig:
     distill_weight: Annotated[float, Field(ge=0)] = 1.0
     caption_weight: Annotated[float, Field(ge=0)] = 1.0  # used when model.captioner is set
     language_weight: Annotated[float, Field(ge=0)] = 1.0  # used with model.text.language_head
+    hard_negative_weight: Annotated[float, Field(ge=0)] = 1.0  # used with data.hard_negatives
     caption_every: Count = 1  # n: every n-th pair of a global batch is captioned
 
 

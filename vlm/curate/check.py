@@ -184,7 +184,7 @@ def _bad_samples(shard: ShardIndex, *, decode: bool) -> Iterator[tuple[str, Case
     for sample_id in range(len(dataset)):
         try:
             sample = dataset.read(sample_id)
-            if decode:
+            if decode and sample.image:
                 decode_image(sample.image)
         except BadSample as bad:
             key = dataset.key(sample_id)

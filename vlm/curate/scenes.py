@@ -254,17 +254,22 @@ class Studio:
 
     def _meta(self, scene: Scene, boxes: Sequence[list[int]], rng: random.Random) -> dict[str, Any]:
         shown = zip(scene.things, boxes, strict=True)
+        unseen, other = self._director.held_out(scene), swapped(scene)
+        if other and not unseen and self._director.held_out(other):
+            other = None  # of what training never shows, it doesn't hear that it is false either
+        true, false = captions(scene, other, self.vocabulary, rng)
         meta: dict[str, Any] = {
-            "captions": captions(scene, self.vocabulary, rng),
+            "captions": true,
             "kind": scene.kind,
             "background": scene.background,
             "objects": [self._described(thing, box) for thing, box in shown],
             "relation": scene.triples,
             "qa": [question._asdict() for question in questions(scene, self.vocabulary, rng)],
         }
-        if other := swapped(scene):
+        if other:
             meta["swap"] = swap(scene, other, self.vocabulary)
-        if unseen := self._director.held_out(scene):
+            meta["negatives"] = false
+        if unseen:
             meta["held_out"] = unseen
         return meta
 

@@ -16,6 +16,7 @@ ENDS = {
     "below": ("at the bottom", "at the top"),
 }
 NUM_CAPTIONS = 5
+TELLING = {"corner": 3}  # of its sentences, how many say where things are: the swap's are false
 
 
 class Question(NamedTuple):
@@ -26,10 +27,18 @@ class Question(NamedTuple):
     type: str
 
 
-def captions(scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> list[str]:
-    """Five true captions, the plainest first."""
-    plainest, *others = sentences(scene, vocabulary)
-    return [plainest, *rng.sample(others, NUM_CAPTIONS - 1)]
+def captions(
+    scene: Scene, other: Scene | None, vocabulary: Vocabulary, rng: random.Random
+) -> tuple[list[str], list[str | None]]:
+    """Five true captions, the plainest first, and beside each the same words about the swap.
+
+    Those are false of this scene; None where they are not, or where there is no swap.
+    """
+    true = sentences(scene, vocabulary)
+    chosen = [0, *rng.sample(range(1, len(true)), NUM_CAPTIONS - 1)]
+    false = sentences(other, vocabulary)[: TELLING.get(scene.kind)] if other else []
+    beside = [false[n] if n < len(false) else None for n in chosen]
+    return [true[n] for n in chosen], beside
 
 
 def sentences(scene: Scene, vocabulary: Vocabulary) -> list[str]:

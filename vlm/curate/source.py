@@ -34,6 +34,7 @@ def open_data(
     shard_cache_bytes: int = SHARD_CACHE_BYTES,
     fields: Collection[str] = (),
     require_captions: bool = False,
+    needs_images: bool = True,
     log: Log = print,
 ) -> Dataset:
     """Opens DATA: a shard pattern or several, a folder of shards or of images, or a table.
@@ -51,6 +52,7 @@ def open_data(
         shard_cache_bytes: Of all copies of remote shards.
         fields: Numbers of the samples' meta that `Dataset.field` must give.
         require_captions: Whether data without a single caption is an error.
+        needs_images: Whether shards of texts alone are an error.
         log: Gets the columns taken, where a pack was made, and what was left out.
 
     Raises:
@@ -66,6 +68,7 @@ def open_data(
         shard_cache_bytes=shard_cache_bytes,
         fields=fields,
         require_captions=require_captions,
+        needs_images=needs_images,
         log=log,
     )
 

@@ -15,15 +15,28 @@ EvalSample = tuple[str, tuple[str, ...], dict[str, Any]]  # key, captions, meta
 
 @dataclass(frozen=True)
 class HeadTexts:
-    """What the captioner learns where it is not the captions alone: prompts and their answers too.
+    """What the captioner learns where it is not the captions alone: answers to questions, too.
 
     Attributes:
-        tokens: As those of the batch: a caption, or a question and its answer.
-        num_given: How many of them are given and not learned: 1 of a caption, the start.
+        tokens: As those of the batch: a caption, or questions and their answers.
+        targets: What follows each token; -1 where nothing is learned.
     """
 
     tokens: Int[Tensor, "B L"]
-    num_given: Int[Tensor, " B"]
+    targets: Int[Tensor, "B L"]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Texts that are nearly true of the pictures, and false.
+
+    Attributes:
+        tokens: As those of the batch.
+        present: False where a sample has none.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    present: Bool[Tensor, " B"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,9 @@ class Batch:
         bad: What could not be used, by reason.
         visits: A number for each (seed, epoch, sample id): what the device draws follows from it.
         head_texts: What the captioner learns; None: the captions.
+        texts_alone: Which have a text and no picture: not valid as pairs, but learned by captioner
+            and language head. None: no sample of the data is one.
+        negatives: What a picture's caption is told from, beside other pictures' captions.
     """
 
     images: UInt8[Tensor, "B 3 S S"]
@@ -49,6 +65,8 @@ class Batch:
     bad: Tally[Place]
     visits: Int[Tensor, " B"]
     head_texts: HeadTexts | None = None
+    texts_alone: Bool[Tensor, " B"] | None = None
+    negatives: Negatives | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; asynchronous from pinned memory."""
@@ -59,7 +77,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        texts = self.head_texts
+        texts, negatives = self.head_texts, self.negatives
         return Batch(
             function(self.images),
             function(self.tokens),
@@ -68,7 +86,9 @@ class Batch:
             function(self.valid),
             self.bad,
             function(self.visits),
-            texts and HeadTexts(function(texts.tokens), function(texts.num_given)),
+            texts and HeadTexts(function(texts.tokens), function(texts.targets)),
+            None if self.texts_alone is None else function(self.texts_alone),
+            negatives and Negatives(function(negatives.tokens), function(negatives.present)),
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt64
 from numpy.typing import NDArray
 
-from vlm.data.findings import left_out, left_out_of_all, without_captions
+from vlm.data.findings import left_out, left_out_of_all, useless, without_captions
 from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import Field, Record, Rows, ShardIndex
 from vlm.data.joined import is_joined, read_joined
@@ -89,6 +89,11 @@ class Dataset:
             counts.update(shard.rejects)
         return dict(counts)
 
+    @property
+    def has_texts_alone(self) -> bool:
+        """Whether some samples are texts without a picture: their `Sample.image` is empty."""
+        return any(shard.texts_alone for shard in self.shards)
+
     def key(self, sample_id: SupportsIndex) -> str:
         """The sample's key."""
         shard, row = self._locate(sample_id)
@@ -103,7 +108,10 @@ class Dataset:
         """Where the sample lies."""
         shard, row = self._locate(sample_id)
         rows = self._rows(shard)
-        return Place(shard.name, rows.key(row), rows.record(row).image.offset)
+        record = rows.record(row)
+        fields = (record.image, record.txt, record.json, record.cls)
+        offset = next(field.offset for field in fields if field.offset >= 0)
+        return Place(shard.name, rows.key(row), offset)
 
     def read(self, sample_id: SupportsIndex) -> Sample:
         """Returns a sample, its bytes checked against the index.
@@ -116,7 +124,7 @@ class Dataset:
         rows = self._rows(shard)
         record, key = rows.record(row), rows.key(row)
         try:
-            image = self._bytes(shard, record.image)
+            image = b"" if record.image.offset < 0 else self._bytes(shard, record.image)
             captions, meta = self._texts(shard, record)
         except BadSample as bad:
             where = f"{shard.where}: {key!r}"
@@ -278,6 +286,7 @@ def open_shards(
     shard_cache_bytes: int = SHARD_CACHE_BYTES,
     fields: Collection[str] = (),
     require_captions: bool = False,
+    needs_images: bool = True,
     log: Callable[[str], object] = print,
 ) -> Dataset:
     """Opens shards as one data set, and indexes those local ones that have no index yet.
@@ -290,6 +299,7 @@ def open_shards(
         shard_cache_bytes: How much of remote shards is kept there.
         fields: Numbers of the samples' JSON that `Dataset.field` must give.
         require_captions: Whether a data set without a single caption is an error.
+        needs_images: Whether shards of texts alone are an error.
         log: Gets one line for each shard from which something had to be left out.
 
     Raises:
@@ -301,12 +311,19 @@ def open_shards(
     joined = {one: read_joined(one) for one in patterns if is_joined(one)}
     names = expand([one for one in patterns if not is_joined(one)])
     shards = open_indexes(
-        names, cache_dir=cache_dir, shard_cache_bytes=shard_cache_bytes, fields=fields
+        names,
+        cache_dir=cache_dir,
+        shard_cache_bytes=shard_cache_bytes,
+        fields=fields,
+        needs_images=needs_images,
     )
+    of_joined = list(chain(*joined.values()))
+    if needs_images and (texts := [shard for shard in of_joined if shard.texts_alone]):
+        raise DataError([why for shard in texts if (why := useless(shard))])
     told = (left_out_of_all(name, found) for name, found in joined.items())
     for line in chain(left_out(shards), *told):
         log(line)
-    dataset = Dataset(sorted([*shards, *chain(*joined.values())], key=_identity))
+    dataset = Dataset(sorted([*shards, *of_joined], key=_identity))
     if require_captions and next(dataset.captions(), None) is None:
         raise DataError(without_captions(dataset.shards))
     return dataset

@@ -8,14 +8,18 @@ from vlm.data.grouping import IMAGE_SUFFIXES
 from vlm.data.index_file import ShardIndex
 
 
-def useless(shard: ShardIndex) -> str | None:
+def useless(shard: ShardIndex, *, needs_images: bool = True) -> str | None:
     """Why nothing can be read from a shard, if that is so."""
-    if shard.num_samples:
+    if shard.num_samples and not (shard.texts_alone and needs_images):
         return None
     fields = shard.details().fields
     if not any(suffix in fields for suffix in IMAGE_SUFFIXES):
         images, found = ", ".join(IMAGE_SUFFIXES), ", ".join(sorted(fields))
-        return f"{shard.name}: no sample has an image field ({images}); its fields are: {found}"
+        heads = "a model.captioner or model.text.language_head"
+        rule = f"; texts alone train {heads}" if shard.texts_alone else ""
+        return (
+            f"{shard.name}: no sample has an image field ({images}); its fields are: {found}{rule}"
+        )
     return f"{shard.name}: every sample was rejected: {_counts(shard)}"
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from vlm.data.tar import Member, Problem
@@ -41,23 +41,33 @@ def samples(
 ) -> tuple[list[TarSample], list[Problem], Counter[str]]:
     """Returns a scanned shard's samples, all that was left out, and how often each suffix came.
 
-    Only `IMAGE_SUFFIXES` and `TEXT_SUFFIXES` become fields. A problem always ends a sample, so that
-    a field from beyond a damage is never paired with one from before it. Rejected whole: a key that
+    Samples need an image, but in a shard of texts alone (`holds_texts_alone`). Only
+    `IMAGE_SUFFIXES` and `TEXT_SUFFIXES` become fields. A problem always ends a sample, so that a
+    field from beyond a damage is never paired with one from before it. Rejected whole: a key that
     comes back later in the shard, a field that comes twice, no image, and a sample beside a damage
     that lacks a field which every sample away from damage has.
     """
     groups, problems, suffixes = _group(items)
     keys = Counter(group.key for group in groups)
-    whole = [group.kinds() for group in groups if group.image() and not group.touches_damage]
+    texts_alone = holds_texts_alone(suffixes)
+    usable = [group for group in groups if group.image() or texts_alone]
+    whole = [group.kinds() for group in usable if not group.touches_damage]
     usual = set.intersection(*whole) if whole else set[str]()
     kept = []
     for group in groups:
-        rejected = _rejection(group, repeats=keys[group.key], usual=usual)
+        rejected = _rejection(
+            group, repeats=keys[group.key], usual=usual, needs_image=not texts_alone
+        )
         if rejected is None:
             kept.append(group)
         else:
             problems.append(Problem(rejected[0], group.offset, rejected[1], group.key))
     return kept, problems, suffixes
+
+
+def holds_texts_alone(suffixes: Collection[str]) -> bool:
+    """Whether a shard's members are texts, without a file of another kind."""
+    return bool(suffixes) and set(suffixes) <= set(TEXT_SUFFIXES)
 
 
 def _group(
@@ -90,14 +100,16 @@ def _group(
     return groups, problems, suffixes
 
 
-def _rejection(group: TarSample, *, repeats: int, usual: set[str]) -> tuple[str, str] | None:
+def _rejection(
+    group: TarSample, *, repeats: int, usual: set[str], needs_image: bool
+) -> tuple[str, str] | None:
     if repeats > 1 and group.touches_damage:
         return "sample.damaged", "its fields lie on both sides of a damage"
     if repeats > 1:
         return "sample.repeated_key", f"the key comes {repeats} times, not side by side"
     if group.twice is not None:
         return "sample.repeated_field", f"{group.twice} comes twice"
-    if group.image() is None:
+    if needs_image and group.image() is None:
         return "sample.no_image", f"its fields are: {', '.join(group.fields) or 'none'}"
     lost = sorted(usual - group.kinds()) if group.touches_damage else []
     return ("sample.damaged", f"lost {', '.join(lost)} beside a damage") if lost else None

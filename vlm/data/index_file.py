@@ -3,8 +3,8 @@
 All numbers are little-endian:
 
     line 1   JSON, padded so that the line ends at a multiple of 64 bytes: format, version,
-             size_bytes, mtime_ns and sha256 of the tar, num_samples, columns, fields, rejects,
-             quarantine
+             size_bytes, mtime_ns and sha256 of the tar, num_samples, columns, texts_alone, fields,
+             rejects, quarantine
     records  num_samples times RECORD
     columns  for each name in `columns`, num_samples float64: that number of the samples' JSON
     keys     every sample's key in UTF-8, end to end; a record's key_end says where its key ends
@@ -30,7 +30,7 @@ from vlm.data.remote import RemoteShard
 from vlm.data.tar import Problem
 from vlm.errors import DataError
 
-FORMAT, VERSION = "vlm-shard-index", 2
+FORMAT, VERSION = "vlm-shard-index", 3
 SUFFIX = ".idx"  # after the whole name of the tar
 ALIGNMENT = 64
 MAX_QUARANTINE = 100  # cases of one reason that an index keeps of its shard; all are counted
@@ -98,6 +98,7 @@ class ShardIndex:
         crc32: Of the index file.
         columns: The numbers of the samples' JSON that it holds.
         rejects: What was left out, counted by reason.
+        texts_alone: None of its samples has a picture.
         remote: Where the tar is, if it is not here; `path` is where its copy will be.
     """
 
@@ -110,6 +111,7 @@ class ShardIndex:
     crc32: int
     columns: tuple[str, ...]
     rejects: dict[str, int]
+    texts_alone: bool = False
     remote: RemoteShard | None = None
 
     @property
@@ -252,6 +254,7 @@ def decode_index(content: bytes, *, path: Path, index_path: Path) -> ShardIndex:
         crc32=int.from_bytes(content[-4:], "little"),
         columns=tuple(header["columns"]),
         rejects=header["rejects"],
+        texts_alone=header["texts_alone"],
     )
 
 

@@ -3,9 +3,10 @@
 `shards.json` lies in the folder of the index files that it joins, and has two lines of JSON:
 
     line 1  format, version, sha256 of line 2, num_shards, num_samples
-    line 2  columns: of the indexes; rejects: by reason, for each shard that has any; and of every
-            shard, in one list a kind: path (from the folder, where it lies under it), num_samples,
-            size_bytes, mtime_ns, sha256, crc32 (of its index file)
+    line 2  columns: of the indexes; rejects: by reason, for each shard that has any; texts_alone:
+            the places of shards without pictures; and of every shard, in one list a kind: path
+            (from the folder, where it lies under it), num_samples, size_bytes, mtime_ns, sha256,
+            crc32 (of its index file)
 
 It is derived: `vlm data index --out` writes it from the index files. A tar's size is checked when
 it is opened, an index file's crc32 when it is mapped.
@@ -21,7 +22,7 @@ from typing import Any
 from vlm.data.index_file import SUFFIX, ShardIndex
 from vlm.errors import ConfigError, DataError
 
-FORMAT, VERSION = "vlm-joined-index", 1
+FORMAT, VERSION = "vlm-joined-index", 2
 NAME = "shards.json"
 _LISTED = ("num_samples", "size_bytes", "mtime_ns", "sha256", "crc32")
 
@@ -41,6 +42,7 @@ def encode_joined(shards: Sequence[ShardIndex], folder: Path | None) -> bytes:
     content: dict[str, Any] = {
         "columns": shards[0].columns,
         "rejects": {row: shard.rejects for row, shard in enumerate(shards) if shard.rejects},
+        "texts_alone": [row for row, shard in enumerate(shards) if shard.texts_alone],
         "path": [_spelled(shard.path, folder) for shard in shards],
         **{name: [getattr(shard, name) for shard in shards] for name in _LISTED},
     }
@@ -95,6 +97,7 @@ _AGAIN = "delete it, and run vlm data index --out again"
 
 def _shards(content: dict[str, Any], folder: Path) -> list[ShardIndex]:
     columns, rejects = tuple(content["columns"]), content["rejects"]
+    texts_alone = frozenset(content["texts_alone"])
     none: dict[str, int] = {}
     rows = zip(content["path"], *(content[name] for name in _LISTED), strict=True)
     return [
@@ -108,6 +111,7 @@ def _shards(content: dict[str, Any], folder: Path) -> list[ShardIndex]:
             crc32=crc32,
             columns=columns,
             rejects=rejects.get(str(row), none),
+            texts_alone=row in texts_alone,
         )
         for row, (path, num_samples, size_bytes, mtime_ns, sha256, crc32) in enumerate(rows)
     ]

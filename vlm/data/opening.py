@@ -21,6 +21,7 @@ def open_indexes(
     cache_dir: Path | None = None,
     shard_cache_bytes: int = SHARD_CACHE_BYTES,
     fields: Collection[str] = (),
+    needs_images: bool = True,
 ) -> list[ShardIndex]:
     """Returns the indexes of shards; those local ones that have none are indexed now.
 
@@ -30,6 +31,7 @@ def open_indexes(
             None for the user's.
         shard_cache_bytes: How much of remote shards is kept there.
         fields: Numbers of the samples' JSON that the indexes must hold.
+        needs_images: Whether shards of texts alone are an error.
 
     Raises:
         ConfigError: A remote shard has no index, or one that lacks a field.
@@ -53,7 +55,9 @@ def open_indexes(
             problems += found.problems
         else:
             shards.append(found)
-    problems += [problem for shard in shards if (problem := useless(shard))]
+    problems += [
+        problem for shard in shards if (problem := useless(shard, needs_images=needs_images))
+    ]
     if problems:
         raise DataError(problems)
     return shards

@@ -36,23 +36,38 @@ class BadSample(Exception):
         return f"{self.reason}: {self.detail}"
 
 
-def questions_of(meta: dict[str, Any], field: str) -> tuple[tuple[str, str], ...]:
-    """The (question, answer) pairs in a field of a sample's meta; none where it is absent.
+def value_at(meta: dict[str, Any], field: str) -> Any:
+    """What a sample's meta holds under a name, or b in the object a for "a.b"; None without it."""
+    if field in meta:
+        return meta[field]
+    found: Any = meta
+    for name in field.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def negatives_of(meta: dict[str, Any], field: str, num_captions: int) -> tuple[str | None, ...]:
+    """The false text beside each caption, in a field of a sample's meta; None where it is blank.
+
+    Args:
+        meta: Of the sample.
+        field: Its name, as `value_at` takes it: a text, beside all captions, or a list with a text
+            or null for each.
+        num_captions: Of the sample.
 
     Raises:
-        BadSample: `text.questions`: it is no list of objects with both as texts.
+        BadSample: `text.negatives`: it is neither, or of another length.
     """
-    found = meta.get(field)
-    if found is None:
-        return ()
-    try:
-        pairs = [(pair["question"], pair["answer"]) for pair in found]
-    except (TypeError, KeyError):
-        pairs = [(None, None)]
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
-        rule = 'is not a list of {"question": ..., "answer": ...}'
-        raise BadSample("text.questions", f'"{field}" {rule}')
-    return tuple(pairs)
+    found = value_at(meta, field)
+    if found is None or isinstance(found, str):
+        found = [found] * num_captions
+    if not isinstance(found, list) or not all(isinstance(t, str | None) for t in found):
+        raise BadSample("text.negatives", f'"{field}" is neither a text nor a list of texts')
+    if len(found) != num_captions:
+        raise BadSample(
+            "text.negatives", f'"{field}" has {len(found)} texts beside {num_captions} captions'
+        )
+    return tuple(text if text and text.strip() else None for text in found)
 
 
 def parse_texts(

@@ -11,13 +11,19 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vlm.data import tar
 from vlm.data.decode import FORMATS, header_size, open_image
-from vlm.data.grouping import IMAGE_SUFFIXES, TEXT_SUFFIXES, TarSample, samples
+from vlm.data.grouping import (
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    TarSample,
+    holds_texts_alone,
+    samples,
+)
 from vlm.data.index_file import (
     FORMAT,
     SUFFIX,
@@ -183,6 +189,7 @@ def build_index(path: Path, columns: Sequence[str] = ()) -> bytes:
         "sha256": digest,
         "num_samples": len(described),
         "columns": columns,
+        "texts_alone": holds_texts_alone(suffixes),
         "fields": dict(suffixes.most_common(100)),
         "rejects": rejects,
         "quarantine": quarantine,
@@ -217,12 +224,8 @@ def _describe_all(
 
 
 def _describe(descriptor: int, sample: TarSample, columns: Sequence[str]) -> _Described:
-    suffix, member = sample.image()  # type: ignore[misc]  # `samples` keeps none without
-    data, image = _read(descriptor, member, "image.size", MAX_IMAGE_BYTES)
-    opened = open_image(data)
-    width, height = header_size(opened)
     texts, fields = dict[str, bytes](), dict.fromkeys(TEXT_SUFFIXES, Field(-1, 0, 0))
-    for kind in sample.fields.keys() & fields.keys():
+    for kind in [kind for kind in TEXT_SUFFIXES if kind in sample.fields]:
         reason = "text.json" if kind == "json" else "text.size"
         texts[kind], fields[kind] = _read(descriptor, sample.fields[kind], reason, MAX_TEXT_BYTES)
     captions, meta = parse_texts(
@@ -230,16 +233,38 @@ def _describe(descriptor: int, sample: TarSample, columns: Sequence[str]) -> _De
     )
     record = Record(
         key_end=0,  # `encode_index` knows
-        image_hash=int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"),
-        suffix=IMAGE_SUFFIXES.index(suffix),
-        format=FORMATS.index(_format(opened)),
-        width=width,
-        height=height,
+        **_describe_image(descriptor, sample.image(), repr(texts).encode()),
         caption_length=max(map(len, captions), default=0),
-        image=image,
-        **fields,
+        txt=fields["txt"],
+        json=fields["json"],
+        cls=fields["cls"],
     )
     return _Described(sample.key, record, tuple(_number(meta.get(name)) for name in columns))
+
+
+def _describe_image(
+    descriptor: int, found: tuple[str, tar.Member] | None, texts: bytes
+) -> dict[str, Any]:
+    """What a record says of the picture; where there is none, the hash is that of the texts."""
+    if found is None:
+        nothing = dict.fromkeys(("suffix", "format", "width", "height"), 0)
+        return {**nothing, "image_hash": _hash(texts), "image": Field(-1, 0, 0)}
+    suffix, member = found
+    data, image = _read(descriptor, member, "image.size", MAX_IMAGE_BYTES)
+    opened = open_image(data)
+    width, height = header_size(opened)
+    return {
+        "image_hash": _hash(data),
+        "suffix": IMAGE_SUFFIXES.index(suffix),
+        "format": FORMATS.index(_format(opened)),
+        "width": width,
+        "height": height,
+        "image": image,
+    }
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def _read(descriptor: int, member: tar.Member, reason: str, limit: int) -> tuple[bytes, Field]:

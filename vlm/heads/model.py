@@ -23,7 +23,7 @@ from vlm.models.image_encoder import ImageEncoder
 from vlm.models.text_encoder import TextEncoder
 from vlm.tokenizer import Tokenizer
 
-_Part = tuple[Tensor, Tensor, Tensor, Tensor]  # features; summed losses of captions and language
+_Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # features, false texts' too; summed losses
 
 
 class Captions(NamedTuple):
@@ -57,6 +57,7 @@ class Outputs:
         logit_bias: []; None where the model has none.
         caption_loss: [], summed over tokens; None without captions.
         language_loss: [], summed over tokens; None without targets.
+        negative: [B, D], of the texts that are nearly true, L2-normalised; None without.
     """
 
     image: Tensor
@@ -65,6 +66,7 @@ class Outputs:
     logit_bias: Tensor | None
     caption_loss: Tensor | None
     language_loss: Tensor | None
+    negative: Tensor | None = None
 
 
 class VisionLanguageModule(nn.Module):
@@ -106,6 +108,8 @@ class VisionLanguageModule(nn.Module):
         visits: Int[Tensor, " B"] | None = None,
         micro_batch_size: int | None = None,
         tile_bytes: int = TILE_BYTES,
+        has_picture: Bool[Tensor, " B"] | None = None,
+        negatives: Int[Tensor, "B M"] | None = None,
     ) -> Outputs:
         """Encode a batch, and caption pictures of it.
 
@@ -123,6 +127,8 @@ class VisionLanguageModule(nn.Module):
             visits: What patch dropout follows from.
             micro_batch_size: Samples that are in memory at a time; None for all.
             tile_bytes: Of the captioner's logits that may exist at a time.
+            has_picture: Whose images are to be encoded; features of the others are 0. None: all.
+            negatives: Tokens of texts that are nearly true of the pictures.
         """
         size = micro_batch_size or len(images)
         encode: Callable[..., _Part] = self._encode
@@ -138,10 +144,12 @@ class VisionLanguageModule(nn.Module):
                 captions and _of_rows(captions, rows),
                 language and language.of_rows(rows),
                 tile_bytes,
+                None if has_picture is None else has_picture[rows],
+                None if negatives is None else negatives[rows],
             )
             for rows in slices
         ]
-        image, text, caption_losses, language_losses = zip(*parts, strict=True)
+        image, text, negative, caption_losses, language_losses = zip(*parts, strict=True)
         return Outputs(
             torch.cat(image),
             torch.cat(text),
@@ -149,6 +157,7 @@ class VisionLanguageModule(nn.Module):
             self.encoders.bias(),
             torch.stack(caption_losses).sum() if captions else None,
             torch.stack(language_losses).sum() if language else None,
+            None if negatives is None else torch.cat(negative),
         )
 
     def _encode(
@@ -160,14 +169,24 @@ class VisionLanguageModule(nn.Module):
         captions: Captions | None,
         language: LanguageTargets | None,
         tile_bytes: int,
+        has_picture: Tensor | None,
+        negatives: Tensor | None,
     ) -> _Part:
+        shown = None if has_picture is None else _rows_to_encode(has_picture)
+        if shown is not None:
+            images, visits = images[shown], None if visits is None else visits[shown]
         features: Features = self.encoders(prepare(images), tokens, visits)
+        if shown is not None and has_picture is not None:
+            features = features.spread(shown, has_picture)
         of_captions = of_language = features.image.new_zeros(())
         if captions is not None:
             of_captions = self._caption_loss(features, captions, tile_bytes)
         if language is not None:
             of_language = self._language_loss(features, tokens, language, tile_bytes)
-        return features.image, features.text, of_captions, of_language
+        of_negatives = features.text[:0]
+        if negatives is not None:
+            of_negatives = self.encoders.encode_text(negatives, normalize=True)
+        return features.image, features.text, of_negatives, of_captions, of_language
 
     def _caption_loss(self, features: Features, captions: Captions, tile_bytes: int) -> Tensor:
         assert self.captioner is not None
@@ -193,6 +212,12 @@ class VisionLanguageModule(nn.Module):
         return caption_loss(
             hidden, vocabulary, language.targets, language.mask, tile_bytes=tile_bytes
         )
+
+
+def _rows_to_encode(has_picture: Bool[Tensor, " B"]) -> Int[Tensor, " b"]:
+    """Rows with a picture; two at least, since all ranks must run all parts, batch norm too."""
+    num = max(2, int(has_picture.sum()))
+    return has_picture.int().argsort(descending=True, stable=True)[:num]
 
 
 def _of_rows(captions: Captions, rows: slice) -> Captions:

@@ -82,16 +82,11 @@ def caption_targets(
     tokens: Int[Tensor, "B L"],
     eot_id: int,
     valid: Bool[Tensor, " B"],
-    num_given: Int[Tensor, " B"] | None = None,
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Decoder inputs, their targets one position on, and which targets count (T = L - 1).
 
-    The end-of-text token is a target, nothing after it is, and no token of an invalid sample, nor
-    any of the first `num_given`: a prompt's. None: only the first is given, the start.
+    The end-of-text token is a target, nothing after it is, and no token of an invalid sample.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     ended = torch.cumsum((inputs == eot_id).int(), dim=1) > 0
-    mask = ~ended & valid[:, None]
-    if num_given is not None:
-        mask &= torch.arange(1, tokens.shape[1], device=tokens.device) >= num_given[:, None]
-    return inputs, targets, mask
+    return inputs, targets, ~ended & valid[:, None]

@@ -40,6 +40,7 @@ class Pairs:
         distinct: No two valid samples are equal, nor have equal captions: nothing needs comparing.
         all_valid: Nothing needs masking.
         num_valid: What the loss is divided by; 1 at least.
+        is_empty: None is valid: there is nothing to compare.
     """
 
     sample_ids: Tensor
@@ -51,6 +52,7 @@ class Pairs:
     distinct: bool = field(init=False)
     all_valid: bool = field(init=False)
     num_valid: int = field(init=False)
+    is_empty: bool = field(init=False)
 
     def __post_init__(self) -> None:
         valid = int(self.valid.sum())
@@ -59,6 +61,7 @@ class Pairs:
         object.__setattr__(self, "distinct", distinct)
         object.__setattr__(self, "all_valid", valid == len(self.valid))
         object.__setattr__(self, "num_valid", max(1, valid))
+        object.__setattr__(self, "is_empty", not valid)
 
     def mine(self, rows: int) -> Bool[Tensor, " B"]:
         """Which of this rank's rows are valid."""

@@ -1,11 +1,11 @@
 """Two encoders, one embedding space, and the temperature that sharpens it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlm.models.image_encoder import ImageEncoder
@@ -31,6 +31,19 @@ class Features:
     logit_bias: Tensor | None
     image_tokens: Tensor
     text_states: Tensor
+
+    def spread(self, rows: Int[Tensor, " b"], has_picture: Bool[Tensor, " B"]) -> "Features":
+        """Those of a batch of as many pictures as texts, of which only `rows` were encoded.
+
+        What is not a picture's is 0, also where it was encoded.
+        """
+
+        def spread(encoded: Tensor) -> Tensor:
+            blank = encoded.new_zeros(len(has_picture), *encoded.shape[1:])
+            absent = ~has_picture.view(-1, *[1] * (encoded.dim() - 1))
+            return blank.index_copy(0, rows, encoded).masked_fill(absent, 0.0)
+
+        return replace(self, image=spread(self.image), image_tokens=spread(self.image_tokens))
 
 
 class DualEncoder(nn.Module):
@@ -94,11 +107,11 @@ class DualEncoder(nn.Module):
 
     def forward(
         self,
-        pixels: Float[Tensor, "B 3 S S"],
+        pixels: Float[Tensor, "P 3 S S"],
         tokens: Int[Tensor, "B L"],
-        visits: Int[Tensor, " B"] | None = None,
+        visits: Int[Tensor, " P"] | None = None,
     ) -> Features:
-        """Both sides of a batch; `visits` decide what patch dropout leaves out."""
+        """Both sides of a batch, P = B but for texts alone; by `visits` patches are dropped."""
         image, image_tokens = self.image(pixels, visits)
         text, text_states = self.text(tokens)
         unit = (_unit(image), _unit(text))

@@ -32,7 +32,9 @@ class Accounts:
     world_size: int
     device: torch.device
 
-    def line(self, num_tokens: int, seconds: float) -> dict[str, float]:
+    def line(
+        self, num_tokens: int, seconds: float, *, num_texts_alone: int = 0
+    ) -> dict[str, float]:
         """Of a step, for the log.
 
         `mfu` is the share of the peak's FLOPs that went into what is needed (PaLM, arXiv
@@ -42,6 +44,7 @@ class Accounts:
         Args:
             num_tokens: Positions of the global batch's texts, trimmed.
             seconds: That the step took, the wait for data included.
+            num_texts_alone: Samples of the global batch without a picture.
         """
         train, loss = self.config.train, self.config.loss
         rows = train.global_batch_size // self.world_size
@@ -49,6 +52,8 @@ class Accounts:
         step = self.flops.step(
             rows,
             num_tokens / train.global_batch_size,
+            negatives=rows if self.config.data.hard_negatives else 0,
+            pictures=rows - num_texts_alone / self.world_size,
             captioned_rows=rows / loss.caption_every if has_captioner else 0,
             global_rows=train.global_batch_size,
             micro_batch_size=self.objective.micro_batch_size,

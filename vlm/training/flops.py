@@ -126,6 +126,8 @@ class ModelFlops:
         rows: int,
         text_length: Number,
         *,
+        negatives: Number = 0,
+        pictures: Number | None = None,
         captioned_rows: Number = 0,
         global_rows: int | None = None,
         micro_batch_size: int | None = None,
@@ -137,14 +139,16 @@ class ModelFlops:
             rows: Samples of this rank.
             text_length: Tokens of the longest text of the batch, to which all are padded; a mean
                 over steps will do.
+            negatives: False texts beside them, of the same length.
+            pictures: Those of them that have one; None for all.
             captioned_rows: Samples whose captions are learned, each of `text_length - 1` tokens.
             global_rows: Samples of all ranks; `rows` if there is one.
             micro_batch_size: `train.micro_batch_size`.
             tile_bytes: Of logits that may exist at a time.
         """
         columns = global_rows or rows
-        image = self.image(rows)
-        text = self.text(rows, text_length) + self.language(rows, text_length)
+        image = self.image(rows if pictures is None else pictures)
+        text = self.text(rows + negatives, text_length) + self.language(rows, text_length)
         captioner = self.captioner(captioned_rows, text_length - 1) if captioned_rows else Flops()
         similarities = self.product * (rows * columns)
         loss = similarities + self.teacher_image(rows) + self.teacher_text(rows, text_length)

@@ -57,6 +57,8 @@ class Marks:
         seconds: Of each part since `start`.
         text_length: Tokens to which the last step's texts were padded.
         captioned_rows: Of the last step.
+        negatives: False texts of the last step.
+        pictures: Of the last step; None for one each.
     """
 
     def __init__(self, device: torch.device, *, tracing: bool = False) -> None:
@@ -65,6 +67,8 @@ class Marks:
         self.seconds: dict[str, float] = defaultdict(float)
         self.text_length = 0
         self.captioned_rows = 0
+        self.negatives = 0
+        self.pictures: int | None = None
         self.part = OTHER
         self._since = 0.0
         self._range: record_function | None = None
@@ -204,6 +208,9 @@ def _begin_model(marks: Marks) -> Callable[..., Any]:
         _, tokens, captions, _ = args
         marks.text_length = tokens.shape[1]
         marks.captioned_rows = 0 if captions is None else len(captions.inputs)
+        negatives, has_picture = kwargs["negatives"], kwargs["has_picture"]
+        marks.negatives = 0 if negatives is None else len(negatives)
+        marks.pictures = None if has_picture is None else int(has_picture.sum())
         return args, {**kwargs, "prepare": marks.marked(kwargs["prepare"], NORMALIZE)}
 
     return begin
@@ -214,6 +221,7 @@ def _end_model(marks: Marks) -> Callable[..., None]:
         marks.switch(OTHER)
         marks.at_gradient(outputs.caption_loss, LOSS)
         marks.at_gradient(outputs.language_loss, LOSS)
+        marks.at_gradient(outputs.negative, LOSS)
 
     return end
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vlm.data.batch import Batch
+from vlm.data.batch import Batch, Negatives
 from vlm.data.tally import Tally
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule
@@ -90,6 +90,7 @@ def plan_memory(
     precision: Precision,
     context_length: int,
     pad_id: int,
+    negatives: bool = False,
 ) -> MemoryPlan:
     """Predict a rank's peak.
 
@@ -108,15 +109,20 @@ def plan_memory(
         precision: Of the forward pass.
         context_length: Of a text.
         pad_id: Of the tokenizer.
+        negatives: Whether each pair has a false text beside it.
     """
     device = module.encoders.logit_scale.device
     start = current_memory_bytes(device)
     whole = replace(objective, micro_batch_size=None)
     every = objective.loss.caption_every
-    few, more = (
-        _peak_bytes(module, whole, _full_batch(module, whole, n, context_length, pad_id), precision)
-        for n in (2 * every, 4 * every)
-    )
+
+    def peak(num: int) -> int:
+        batch = _full_batch(module, whole, num, context_length, pad_id)
+        if negatives:
+            batch = replace(batch, negatives=Negatives(batch.tokens, batch.valid))
+        return _peak_bytes(module, whole, batch, precision)
+
+    few, more = (peak(n) for n in (2 * every, 4 * every))
     size, dim = module.encoders.image.image_size, module.encoders.text.projection.out_features
     # the largest of all ranks, for all must choose the same micro-batch
     start, few, more = distributed.all_reduce_max(
@@ -126,7 +132,8 @@ def plan_memory(
         sum(p.nbytes for p in module.parameters() if p.requires_grad or frozen)
         for frozen in (True, False)
     )
-    features = 4 * 4 * dim * (rows + global_rows)  # of pictures and texts, with gradients
+    # of pictures and texts, with gradients
+    features = 4 * 4 * dim * (rows + global_rows) + 4 * 2 * dim * rows * negatives
     return MemoryPlan(
         start=start,
         state=(3 * learns + averages * weights) // shards,  # gradients, two moments, the average

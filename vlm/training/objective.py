@@ -5,17 +5,19 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vlm.config.schema import LossConfig
 from vlm.data.batch import Batch
+from vlm.data.questions import NOTHING
 from vlm.data.transforms import normalize
 from vlm.heads.language import LanguageTargets, language_targets
 from vlm.heads.model import Captions, Outputs
 from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
 from vlm.losses.distillation import distillation_loss
+from vlm.losses.hard_negatives import hard_negative_loss
 from vlm.losses.pairs import TILE_BYTES, Pairs
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime import distributed
@@ -76,12 +78,16 @@ class Objective:
             visits=batch.visits,
             micro_batch_size=self.micro_batch_size,
             tile_bytes=self.tile_bytes,
+            has_picture=None if batch.texts_alone is None else ~batch.texts_alone,
+            negatives=batch.negatives and trim(batch.negatives.tokens, self.eot_id),
         )
         taught = self.teacher(batch.images, tokens) if self.teacher else None
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
             texts = distributed.all_gather_with_gradient(outputs.text)
             terms = {"loss/contrastive": self._contrastive(outputs, texts, pairs)}
-            if taught is not None:
+            if taught is not None and pairs.is_empty:
+                terms["loss/distill"] = outputs.image.sum() * 0.0
+            elif taught is not None:
                 terms["loss/distill"] = distillation_loss(
                     outputs.image,
                     texts,
@@ -90,6 +96,13 @@ class Objective:
                     pairs,
                     tile_bytes=self.tile_bytes,
                 )
+            if batch.negatives is not None and outputs.negative is not None:
+                present = batch.negatives.present & batch.valid
+                count = distributed.all_reduce_sum(present.sum()).clamp(min=1)
+                total = hard_negative_loss(
+                    outputs.image, outputs.text, outputs.negative, outputs.logit_scale, present
+                )
+                terms["loss/hard_negative"] = total / count
             if captions is not None and outputs.caption_loss is not None:
                 count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
                 terms["loss/caption"] = outputs.caption_loss / count
@@ -97,17 +110,20 @@ class Objective:
                 count = distributed.all_reduce_sum(language.mask.sum()).clamp(min=1)
                 terms["loss/language"] = outputs.language_loss / count
         weights = {
+            "loss/hard_negative": self.loss.hard_negative_weight,
             "loss/language": self.loss.language_weight,
             "loss/distill": self.loss.distill_weight,
             "loss/caption": self.loss.caption_weight,
         }
         loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        usable = _has_text(batch)
         num_tokens = torch.tensor(float(tokens.numel()), device=tokens.device)
         shares = {
             **{name: term.detach().float() for name, term in terms.items()},
             "loss": loss.detach(),
-            "num_valid": batch.valid.sum().float(),
-            "num_bad": (~batch.valid).sum().float(),
+            "num_valid": usable.sum().float(),
+            "num_texts_alone": (usable & ~batch.valid).sum().float(),
+            "num_bad": (~usable).sum().float(),
             "num_duplicates": pairs.num_duplicates(len(batch.valid)).float(),
             "num_tokens": num_tokens,
             "num_padding": num_tokens - text_lengths(tokens, self.eot_id).sum(),
@@ -133,24 +149,31 @@ class Objective:
         """Of every n-th pair of the global batch, however many ranks share it."""
         if not self.captions:
             return None
-        texts, num_given = batch.head_texts, None
         every = self.loss.caption_every
         first = -distributed.rank() * len(tokens) % every
         rows = slice(first, None, every)
-        if texts is not None:
-            tokens, num_given = trim(texts.tokens, self.eot_id), texts.num_given[rows]
-        targets = caption_targets(tokens[rows], self.eot_id, batch.valid[rows], num_given)
-        return Captions(first, every, texts is None, *targets)
+        valid = _has_text(batch)[rows]  # a text alone is learned beside image tokens that are 0
+        if batch.head_texts is None:
+            learned = caption_targets(tokens[rows], self.eot_id, valid)
+            return Captions(first, every, True, *learned)
+        inputs = trim(batch.head_texts.tokens, self.eot_id)[rows, :-1]
+        targets = batch.head_texts.targets[rows, : inputs.shape[1]]
+        mask = (targets != NOTHING) & valid[:, None]
+        return Captions(first, every, False, inputs, targets, mask)
 
     def _language(self, tokens: Tensor, batch: Batch) -> LanguageTargets | None:
         """Of all texts."""
         if self.language is None:
             return None
         causal = self.language == "causal"
-        return language_targets(tokens, self.eot_id, batch.valid, batch.visits, causal=causal)
+        return language_targets(tokens, self.eot_id, _has_text(batch), batch.visits, causal=causal)
 
     def _contrastive(self, outputs: Outputs, texts: Tensor, pairs: Pairs) -> Tensor:
-        """The mean over the whole features and their Matryoshka prefixes."""
+        """The mean over the whole features and their Matryoshka prefixes; 0 of texts alone."""
+        if pairs.is_empty:
+            bias = 0.0 if outputs.logit_bias is None else outputs.logit_bias
+            used = outputs.image.sum() + texts.sum() + outputs.logit_scale + bias
+            return used * 0.0  # all parameters have a gradient, as DDP wants
         dims = {*self.loss.matryoshka_dims, outputs.image.shape[1]}
         losses = [
             self._of_features(prefix(outputs.image, dim), prefix(texts, dim), outputs, pairs)
@@ -167,6 +190,11 @@ class Objective:
         return info_nce(
             image, texts, scale, pairs, label_smoothing=smoothing, tile_bytes=tile_bytes
         )
+
+
+def _has_text(batch: Batch) -> Bool[Tensor, " B"]:
+    """Which samples could be used: as pairs, or for their texts alone."""
+    return batch.valid if batch.texts_alone is None else batch.valid | batch.texts_alone
 
 
 def prefix(features: Float[Tensor, "B D"], dim: int) -> Float[Tensor, "B d"]:

@@ -135,7 +135,10 @@ class RunLog:
         seconds = time.perf_counter() - self.window.started
         steps = done - self.window.first_step
         rate = steps / seconds
-        accounts = self.accounts.line(result.num_tokens, 1 / rate) if self.accounts else {}
+        accounts: dict[str, float] = {}
+        if self.accounts:
+            alone = result.num_texts_alone
+            accounts = self.accounts.line(result.num_tokens, 1 / rate, num_texts_alone=alone)
         return {
             "step": done,
             "time_s": round(self.elapsed_before + time.perf_counter() - self.started, 3),

@@ -11,7 +11,9 @@ from torch import nn
 from vlm.config.schema import Config
 from vlm.data.batch import Batch
 from vlm.data.dataset import Dataset
-from vlm.data.loader import Questions, training_batches
+from vlm.data.loader import training_batches
+from vlm.data.questions import Questions
+from vlm.data.samples import value_at
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
@@ -77,6 +79,7 @@ class Parts:
             questions=Questions(config.data.questions, config.data.question_fraction)
             if config.data.questions
             else None,
+            hard_negatives=config.data.hard_negatives,
             pin_memory=self.step.device.type == "cuda",
         )
 
@@ -110,7 +113,7 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
         data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
-    _refuse_no_questions(config, data.dataset)
+    _refuse_absent_fields(config, data.dataset)
     tokenizer = tokenizer_for(config, data.dataset)
     torch.manual_seed(derive("weights", train.seed))
     module = build_model(config.model, tokenizer)
@@ -124,10 +127,11 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     return Parts(config, data, tokenizer, num_steps, step, trackers, memory, accounts)
 
 
-def _refuse_no_questions(config: Config, dataset: Dataset) -> None:
-    name = config.data.questions
-    if name is not None and not any(name in meta for meta in dataset.metas()):
-        raise ConfigError(f'data.questions: no sample\'s json has a field "{name}"')
+def _refuse_absent_fields(config: Config, dataset: Dataset) -> None:
+    for key in ("questions", "hard_negatives"):
+        name = getattr(config.data, key)
+        if name is not None and all(value_at(meta, name) is None for meta in dataset.metas()):
+            raise ConfigError(f'data.{key}: no sample\'s json has a field "{name}"')
 
 
 def _build_step(
@@ -199,6 +203,7 @@ def _plan_memory(
         precision=precision,
         context_length=tokenizer.context_length,
         pad_id=tokenizer.pad_id,
+        negatives=config.data.hard_negatives is not None,
     )
     memory = plan()
     if not train.checkpoint_activations:

@@ -16,6 +16,7 @@ from vlm.data.remote import GIB
 from vlm.data.tally import Tally
 from vlm.errors import BadSampleQuotaError, ConfigError
 
+IMAGE = "encoders.image"  # as optim.trainable_groups names it
 Log = Callable[[str], object]
 
 
@@ -77,12 +78,13 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
     sources = _sources(config.data)
     chosen, ledgers = [], []
     for source in sources:
-        dataset, ledger = _open(source, config.data, log)
+        dataset, ledger = _open(source, config, log)
         chosen.append(dataset)
         ledgers.append(ledger)
         if len(sources) > 1 or ledger.dropped.counts:
             for line in ledger.lines():
                 log(line)
+    _refuse_no_pictures(chosen, config)
     _check_rejected(ledgers, config.data.max_bad_fraction)
     counts = _counts(sources, chosen)
     dataset = join(chosen)
@@ -104,7 +106,8 @@ def _sources(data: DataConfig) -> tuple[SourceConfig, ...]:
     )
 
 
-def _open(source: SourceConfig, data: DataConfig, log: Log) -> tuple[Dataset, Ledger]:
+def _open(source: SourceConfig, config: Config, log: Log) -> tuple[Dataset, Ledger]:
+    data = config.data
     dataset = open_data(
         source.data,
         image_column=source.image_column,
@@ -113,10 +116,24 @@ def _open(source: SourceConfig, data: DataConfig, log: Log) -> tuple[Dataset, Le
         shard_cache_bytes=int(data.shard_cache_gib * GIB),
         fields=tuple(source.filter.fields),
         require_captions=True,
+        needs_images=not (config.model.text.language_head or config.model.captioner),
         log=log,
     )
     name = source.name or source.data
+    if dataset.has_texts_alone:
+        num_texts = sum(shard.num_samples for shard in dataset.shards if shard.texts_alone)
+        log(f"{name}: {num_texts:,} samples are texts without a picture: no pairs to tell apart")
     return choose(dataset, source.filter, name=name, val_fraction=data.val_fraction, log=log)
+
+
+def _refuse_no_pictures(chosen: list[Dataset], config: Config) -> None:
+    """Pictures may be absent on purpose: then the image encoder doesn't learn."""
+    shards = [shard for dataset in chosen for shard in dataset.shards]
+    if all(s.texts_alone for s in shards) and config.optim.trainable_groups.get(IMAGE) != 0:
+        raise ConfigError(
+            "data.train has texts without a single picture; to train on words alone, add "
+            f"optim.trainable_groups={{{IMAGE}: 0}}"
+        )
 
 
 def _check_rejected(ledgers: list[Ledger], max_fraction: float) -> None:

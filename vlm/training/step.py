@@ -27,12 +27,13 @@ class StepResult:
         skipped: The loss or a gradient was not finite; no weight changed.
         lr: Used by this step.
         logit_scale: After it.
-        num_valid: Samples that counted.
+        num_valid: Samples that counted, texts alone included.
         num_duplicates: Matches beyond each sample's own.
         num_tokens: Positions of texts, after trimming.
         padding_waste: Share of them that were padding.
         bad: Samples that could not be used, by reason.
         stop: Some rank was asked to stop: all do, after this step.
+        num_texts_alone: Samples without a picture.
     """
 
     terms: dict[str, float]
@@ -46,6 +47,7 @@ class StepResult:
     padding_waste: float
     bad: Tally[Place]
     stop: bool = False
+    num_texts_alone: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class TrainStep:
         values = _reduce(terms, grad_norm, stop)
         skipped = not values["finite"] or values["num_valid"] < 2
         if not skipped:
+            if values["num_valid"] == values["num_texts_alone"]:
+                self._leave_alone_what_had_no_part()
             self._update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -111,6 +115,7 @@ class TrainStep:
             padding_waste=values["num_padding"] / values["num_tokens"],
             bad=_gather(batch.bad) if values["num_bad"] else Tally(),
             stop=values["num_stopping"] > 0,
+            num_texts_alone=int(values["num_texts_alone"]),
         )
 
     def _lr(self, step: int) -> float:
@@ -128,6 +133,12 @@ class TrainStep:
         limit = self.optim.clip_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
         return whole(norm)
+
+    def _leave_alone_what_had_no_part(self) -> None:
+        """Of texts alone: a gradient of 0 would still decay weights, and follow old momentum."""
+        for parameter in self.module.parameters():
+            if parameter.grad is not None and not whole(parameter.grad.abs().sum()):
+                parameter.grad = None
 
     def _update(self) -> None:
         for optimizer in self.optimizers:

@@ -93,6 +93,8 @@ class _Step:
     seconds: dict[str, float]
     text_length: int
     captioned_rows: int
+    negatives: int
+    pictures: int | None
     skipped: bool
 
     @property
@@ -140,6 +142,8 @@ def _needed(step: _Step, flops: ModelFlops, parts: Parts, ranks: Ranks) -> StepF
     return flops.step(
         train.global_batch_size // ranks.world_size,
         step.text_length,
+        negatives=step.negatives,
+        pictures=step.pictures,
         captioned_rows=step.captioned_rows,
         global_rows=train.global_batch_size,
         micro_batch_size=objective.micro_batch_size,
@@ -173,7 +177,14 @@ def _marked_step(parts: Parts, batches: Iterator[Batch], watch: Marks) -> _Step:
         with marks.shadowed(batch, "to", watch.marked(batch.to, marks.TO_DEVICE)):
             result = parts.step(NUM_WARM_UP, batch)
         watch.stop()
-    return _Step(dict(watch.seconds), watch.text_length, watch.captioned_rows, result.skipped)
+    return _Step(
+        dict(watch.seconds),
+        watch.text_length,
+        watch.captioned_rows,
+        watch.negatives,
+        watch.pictures,
+        result.skipped,
+    )
 
 
 def _rows(step: _Step, flops: StepFlops) -> Iterator[Row]:
