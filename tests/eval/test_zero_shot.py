@@ -13,9 +13,11 @@ from vlm.data.dataset import open_shards
 from vlm.data.transforms import normalize
 from vlm.errors import ConfigError, DataError
 from vlm.eval.classification import zero_shot
+from vlm.eval.finished import inputs_hash
 from vlm.eval.labels import true_classes
 from vlm.eval.source import Source
 from vlm.eval.suite import evaluate
+from vlm.eval.tasks import ZeroShotTask
 from vlm.heads.zero_shot import ZeroShotClassifier, zero_shot_logits
 from vlm.metrics import classification
 from vlm.retrieval.embed import Item
@@ -308,3 +310,20 @@ def test_a_shard_that_is_missing_is_named(folder, tmp_path):
     (tmp_path / "test/0.tar").write_bytes((folder / "test/0.tar").read_bytes())
     with pytest.raises(DataError, match=r"test/1\.tar"):
         open_data(str(tmp_path))
+
+
+def test_the_names_and_templates_of_a_folder_are_part_of_what_results_follow_from(folder, tmp_path):
+    def inputs():
+        task = ZeroShotTask(task="zero_shot", data=str(tmp_path), split="test")
+        return inputs_hash(task, "model", ["data"])
+
+    found = [inputs()]
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/nshards.txt").write_text("1")
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        found.append(inputs())
+    (tmp_path / "classnames.txt").write_text("other\n")
+    found.append(inputs())
+    assert len(set(found)) == 4
+    assert inputs() == found[-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
 from vlm.errors import DataError
 from vlm.eval.card import is_card
 from vlm.eval.results import Head, details_folder, read_head, read_results, write_task
@@ -37,12 +38,16 @@ def inputs_hash(task: Task, model: str, fingerprints: Sequence[str]) -> str:
     """Of all that a task's results follow from: who has it need not measure again.
 
     Args:
-        task: Its settings; files that they name count by their bytes.
+        task: Its settings; files that they name, or that lie in a CLIP_benchmark folder, count by
+            their bytes.
         model: From `model_hash`.
         fingerprints: Of the data, and of other data that the task reads.
     """
     settings = {**asdict(task), "data": list(fingerprints)}
     files = {text: sha256_file(Path(text)) for text in _texts(settings) if os.path.isfile(text)}
+    for name in (CLASS_NAMES, TEMPLATES):
+        if path := benchmark_text(task.data, name):
+            files[name] = sha256_file(path)
     parts = {
         "settings": settings,
         "files": files,
