@@ -321,6 +321,23 @@ HEADS = [
         lambda r: r["median"]["cider_d"],
         at_most=5,
     ),
+    *(
+        Row(
+            f"{arm}: held-out perplexity / token frequencies', worst",
+            "benchmarks/language.py",
+            "language",
+            lambda r, arm=arm: max(max(seeds) for seeds in r["perplexity_ratio"][arm].values()),
+            at_most=1,
+        )
+        for arm in ("autoregressive", "masked")
+    ),
+    Row(
+        "... seeds whose zero-shot is reported either way",
+        "benchmarks/language.py",
+        "language",
+        lambda r: min(len(z["val_artist"]["seeds"]) for z in r["zero_shot_points"].values()),
+        3,
+    ),
     Row(
         "scenes a second a core",
         "benchmarks/scenes.py",
