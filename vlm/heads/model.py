@@ -23,7 +23,15 @@ from vlm.models.image_encoder import ImageEncoder
 from vlm.models.text_encoder import TextEncoder
 from vlm.tokenizer import Tokenizer
 
-_Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # features, false texts' too; summed losses
+
+class _Part(NamedTuple):
+    """Of a micro-batch: features, those of false texts too, and summed losses."""
+
+    image: Tensor
+    text: Tensor
+    negative: Tensor
+    caption_loss: Tensor
+    language_loss: Tensor
 
 
 class Captions(NamedTuple):
@@ -186,7 +194,7 @@ class VisionLanguageModule(nn.Module):
         of_negatives = features.text[:0]
         if negatives is not None:
             of_negatives = self.encoders.encode_text(negatives, normalize=True)
-        return features.image, features.text, of_negatives, of_captions, of_language
+        return _Part(features.image, features.text, of_negatives, of_captions, of_language)
 
     def _caption_loss(self, features: Features, captions: Captions, tile_bytes: int) -> Tensor:
         assert self.captioner is not None

@@ -14,7 +14,7 @@ def hard_negative_loss(
 ) -> Float[Tensor, ""]:
     """Sum of -log softmax over the two captions: the negatives loss of SVLC.
 
-    Doveh et al., arXiv 2211.11733, section 3.3. Beside the contrastive loss, whose negatives are
+    Doveh et al., arXiv 2211.11733. Beside the contrastive loss, whose negatives are
     other pictures' captions, and which therefore is content with which objects are there.
 
     Args:

@@ -16,7 +16,7 @@ from vlm.heads.language import LanguageTargets, language_targets
 from vlm.heads.model import Captions, Outputs
 from vlm.losses.caption import caption_targets
 from vlm.losses.contrastive import info_nce, sigmoid_loss
-from vlm.losses.distillation import distillation_loss
+from vlm.losses.distillation import Teacher, distillation_loss
 from vlm.losses.hard_negatives import hard_negative_loss
 from vlm.losses.pairs import TILE_BYTES, Pairs
 from vlm.models.text_encoder import text_lengths, trim
@@ -83,32 +83,13 @@ class Objective:
         )
         taught = self.teacher(batch.images, tokens) if self.teacher else None
         with torch.autocast(tokens.device.type, enabled=False):  # losses are fp32
-            texts = distributed.all_gather_with_gradient(outputs.text)
-            terms = {"loss/contrastive": self._contrastive(outputs, texts, pairs)}
-            if taught is not None and pairs.is_empty:
-                terms["loss/distill"] = outputs.image.sum() * 0.0
-            elif taught is not None:
-                terms["loss/distill"] = distillation_loss(
-                    outputs.image,
-                    texts,
-                    outputs.logit_scale,
-                    taught,
-                    pairs,
-                    tile_bytes=self.tile_bytes,
-                )
-            if batch.negatives is not None and outputs.negative is not None:
-                present = batch.negatives.present & batch.valid
-                count = distributed.all_reduce_sum(present.sum()).clamp(min=1)
-                total = hard_negative_loss(
-                    outputs.image, outputs.text, outputs.negative, outputs.logit_scale, present
-                )
-                terms["loss/hard_negative"] = total / count
-            if captions is not None and outputs.caption_loss is not None:
-                count = distributed.all_reduce_sum(captions.mask.sum()).clamp(min=1)
-                terms["loss/caption"] = outputs.caption_loss / count
-            if language is not None and outputs.language_loss is not None:
-                count = distributed.all_reduce_sum(language.mask.sum()).clamp(min=1)
-                terms["loss/language"] = outputs.language_loss / count
+            terms = self._pair_terms(outputs, batch, pairs, taught)
+        for name, total, learned in (
+            ("loss/caption", outputs.caption_loss, captions),
+            ("loss/language", outputs.language_loss, language),
+        ):
+            if learned is not None and total is not None:
+                terms[name] = _mean(total.float(), learned.mask)
         weights = {
             "loss/hard_negative": self.loss.hard_negative_weight,
             "loss/language": self.loss.language_weight,
@@ -129,6 +110,22 @@ class Objective:
             "num_padding": num_tokens - text_lengths(tokens, self.eot_id).sum(),
         }
         return Terms(loss, shares)
+
+    def _pair_terms(
+        self, outputs: Outputs, batch: Batch, pairs: Pairs, taught: Teacher | None
+    ) -> dict[str, Tensor]:
+        """What is made of features."""
+        texts = distributed.all_gather_with_gradient(outputs.text)
+        terms = {"loss/contrastive": self._contrastive(outputs, texts, pairs)}
+        if taught is not None:
+            terms["loss/distill"] = self._distillation(outputs, texts, taught, pairs)
+        if batch.negatives is not None and outputs.negative is not None:
+            present = batch.negatives.present & batch.valid
+            total = hard_negative_loss(
+                outputs.image, outputs.text, outputs.negative, outputs.logit_scale, present
+            )
+            terms["loss/hard_negative"] = _mean(total, present)
+        return terms
 
     def in_parts(self, size: int | None) -> "Objective":
         """The same, with so many samples in memory at a time, the teacher's included."""
@@ -181,6 +178,15 @@ class Objective:
         ]
         return torch.stack(losses).mean()
 
+    def _distillation(
+        self, outputs: Outputs, texts: Tensor, taught: Teacher, pairs: Pairs
+    ) -> Tensor:
+        """0 of texts alone."""
+        if pairs.is_empty:
+            return outputs.image.sum() * 0.0
+        scale, tile_bytes = outputs.logit_scale, self.tile_bytes
+        return distillation_loss(outputs.image, texts, scale, taught, pairs, tile_bytes=tile_bytes)
+
     def _of_features(self, image: Tensor, texts: Tensor, outputs: Outputs, pairs: Pairs) -> Tensor:
         scale, tile_bytes = outputs.logit_scale, self.tile_bytes
         if outputs.logit_bias is not None:
@@ -190,6 +196,11 @@ class Objective:
         return info_nce(
             image, texts, scale, pairs, label_smoothing=smoothing, tile_bytes=tile_bytes
         )
+
+
+def _mean(total: Tensor, counts: Bool[Tensor, "..."]) -> Tensor:
+    """This rank's share of a sum, over what counts on all ranks."""
+    return total / distributed.all_reduce_sum(counts.sum()).clamp(min=1)
 
 
 def _has_text(batch: Batch) -> Bool[Tensor, " B"]:
