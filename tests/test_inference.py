@@ -62,10 +62,12 @@ def test_nothing_in_gives_nothing_out(model):
 
 
 def test_batch_size_does_not_matter(model, picture):
-    texts = [f"a bird {'very ' * n}red" for n in range(7)]
-    torch.testing.assert_close(
-        model.embed_texts(texts, batch_size=2), model.embed_texts(texts), rtol=1e-5, atol=1e-6
-    )
+    texts = [f"a bird {'very ' * n}red" for n in (3, 0, 6, 1, 5, 2, 4)]
+    alone = torch.cat([model.embed_texts(text) for text in texts])
+    for size in (2, 256):  # which are sorted by length, and put back
+        torch.testing.assert_close(
+            model.embed_texts(iter(texts), batch_size=size), alone, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_encode_is_embed_without_preprocessing(model, picture):

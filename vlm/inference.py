@@ -21,12 +21,13 @@ from vlm.heads.class_names import resolve_class_names
 from vlm.heads.generate import Decoding, generate
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, ZeroShotClassifier, zero_shot_classifier
-from vlm.models.text_encoder import trim
+from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime.files import disk_error, write_synced, written_whole
 from vlm.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 GREEDY = Decoding()
+_BATCHES_SORTED = 64  # texts are sorted by length over so many batches
 T = TypeVar("T")
 
 
@@ -134,12 +135,20 @@ class VisionLanguageModel:
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = 256
     ) -> Float[Tensor, "N D"]:
-        """L2-normalised fp32 features on the CPU, one row a text."""
+        """L2-normalised fp32 features on the CPU, one row a text.
+
+        Texts of about one length go together, for each batch is as long as its longest.
+        """
         texts = [texts] if isinstance(texts, str) else texts
-        rows = [
-            self.encode_text(self.tokenizer(chunk), normalize=True).float().cpu()
-            for chunk in _chunks(texts, batch_size)
-        ]
+        rows = []
+        for chunk in _chunks(texts, _BATCHES_SORTED * batch_size):
+            tokens = self.tokenizer(chunk)
+            order = text_lengths(tokens, self.tokenizer.eot_id).argsort()
+            parts = [
+                self.encode_text(tokens[some], normalize=True).float().cpu()
+                for some in order.split(batch_size)
+            ]
+            rows.append(torch.cat(parts)[order.argsort()])
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
 
     def classifier(

@@ -4,7 +4,8 @@ from vlm.report import numbers
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.4123, "41.2%"), (0.0, "0.0%"), (1.0, "100.0%"), (0.00034, "0.034%")]
+    ("share", "text"),
+    [(0.4123, "41.2%"), (0.0, "0.0%"), (1.0, "100.0%"), (0.00034, "0.034%"), (3e-9, "0.0%")],
 )
 def test_percent(share, text):
     assert numbers.percent(share) == text

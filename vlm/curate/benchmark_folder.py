@@ -34,7 +34,8 @@ def benchmark_shards(folder: Path) -> list[str] | None:
 
 def benchmark_text(data: str | list[str], name: str) -> Path | None:
     """The file `CLASS_NAMES` or `TEMPLATES` that belongs to DATA; None where there is none."""
-    split = _split(Path(data).expanduser()) if isinstance(data, str) else None
+    folders = [data] if isinstance(data, str) else data
+    split = _split(Path(folders[0]).expanduser()) if len(folders) == 1 else None
     path = None if split is None else split.parent / name
     return path if path is not None and path.is_file() else None
 

@@ -78,6 +78,8 @@ def keep(folder: Path | None, head: Head, outcome: Outcome) -> None:
 def why_not(out: Path, model: VisionLanguageModel, tasks: list[Task]) -> str | None:
     """Why a file's results are not to be replaced by those of these tasks; None if they may be."""
     card = out.with_suffix(".md")
+    if card == out:
+        return f"{out} is where the fragment of a model card goes; give a .json"
     if card.exists() and not is_card(card):
         return f"{card} is no fragment of a model card that vlm eval wrote"
     if not out.exists():
@@ -96,7 +98,10 @@ def why_not(out: Path, model: VisionLanguageModel, tasks: list[Task]) -> str | N
     return None
 
 
-def _texts(values: dict[str, Any]) -> list[str]:
-    """All texts among settings, also in lists."""
-    lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
-    return [text for each in lists for text in each if isinstance(text, str)]
+def _texts(values: Any) -> list[str]:
+    """All texts among settings, however deep."""
+    if isinstance(values, str):
+        return [values]
+    if isinstance(values, dict):
+        values = list(values.values())
+    return [text for value in values for text in _texts(value)] if isinstance(values, list) else []

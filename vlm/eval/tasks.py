@@ -18,7 +18,7 @@ from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import EqualCaptions, retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.eval.swaps import swap
-from vlm.heads.class_names import NAMED_SETS, read_labels, read_lines
+from vlm.heads.class_names import NAMED_SETS, read_labels
 from vlm.inference import VisionLanguageModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]  # part of a file's name
@@ -81,8 +81,7 @@ class ZeroShotTask(Task):
         if self.labels is not None:
             return read_labels(self.labels)
         path = benchmark_text(self.data, CLASS_NAMES)
-        # Blank lines stay, to be refused: without them the numbers of all after them would shift.
-        return None if path is None else read_lines(path)
+        return None if path is None else read_labels(path)
 
     def _templates(self) -> str:
         path = benchmark_text(self.data, TEMPLATES)

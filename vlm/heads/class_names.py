@@ -60,32 +60,24 @@ def named_class_names(name: str) -> list[str]:
 def read_labels(labels: str | Path) -> list[str]:
     """The class names of a set in `NAMED_SETS`, or of a text file with one a line.
 
-    Blank lines of a file are no names.
+    A blank line between names stays, to be refused: without it the numbers of all that follow would
+    shift.
 
     Raises:
         ConfigError: It is neither a set nor a file that can be read.
     """
     if str(labels) in NAMED_SETS:
         return named_class_names(str(labels))
-    return [name for name in read_lines(labels) if name]
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a labels file without the white space around them.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(labels).read_text(encoding="utf-8-sig")
     except OSError as error:
         sets = ", ".join(NAMED_SETS)
         raise ConfigError(
-            f"labels file {path}: can't be read: {error.strerror}; give a file or one of {sets}"
+            f"labels file {labels}: can't be read: {error.strerror}; give a file or one of {sets}"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"labels file {path}: not UTF-8 text; save it as UTF-8") from None
-    return [line.strip() for line in text.splitlines()]
+        raise ConfigError(f"labels file {labels}: not UTF-8 text; save it as UTF-8") from None
+    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def resolve_class_names(labels: str | Path | Sequence[str]) -> list[str]:

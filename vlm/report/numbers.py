@@ -7,8 +7,8 @@ from vlm.metrics.units import unit_of
 
 
 def percent(share: float) -> str:
-    """A share in 0..1 with one decimal, small ones with two digits that count."""
-    if 0 < abs(share) < 0.001:
+    """A share in 0..1 with one decimal, small ones with two digits that count, or as none."""
+    if 1e-6 <= abs(share) < 0.001:
         return f"{100 * share:.2g}%"
     return f"{100 * share:.1f}%"
 
