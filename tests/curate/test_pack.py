@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,96 @@ def test_one_image_with_two_labels_keeps_the_first_and_tells(tmp_path: Path) -> 
     assert list(listing.skipped.lines()) == ["1 row.other_label: line 3 of a.png"]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_list_of_labels_stays_a_list(
+    tmp_path: Path, make_picture: MakePicture, suffix: str
+) -> None:
+    make_picture("a.png")
+    make_picture("b.png")
+    labels = {"a.png": ["cat", "dog"], "b.png": []}
+    rows = [{"path": name, "label": listed} for name, listed in labels.items()]
+    table = write_table(tmp_path / f"t.{suffix}", rows)
+    samples = read_all(packed(list_table(table, log=lambda line: None), tmp_path / "out"))
+    assert {name: sample.meta["label"] for name, sample in samples.items()} == labels
+
+
+def test_the_fields_of_a_jsonl_go_to_the_meta(tmp_path: Path, make_picture: MakePicture) -> None:
+    make_picture("a.png")
+    make_picture("b.png")
+    lines: list[str] = []
+    said = {
+        "objects": [{"name": "cat", "box": [1, 2, 3, 4]}],
+        "qa": [{"question": "who?", "answer": "a cat", "type": "who"}],
+        "swap": {"caption": "x", "swapped": None},
+        "concept": "größe",
+        "similarity": 0.25,
+        "pair": 3,
+    }
+    table = write_table(tmp_path / "t.jsonl", [{"image": "a.png", **said}, {"image": "b.png"}])
+    samples = read_all(packed(list_table(table, log=lines.append), tmp_path / "out"))
+    assert lines == ['t.jsonl: image column "image", no captions']
+    assert samples["a.png"].meta == {**said, "path": "a.png"}
+    assert samples["b.png"].meta == {"path": "b.png"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_of_other_tables_labels_alone_go_to_the_meta(tmp_path: Path, suffix: str) -> None:
+    rows = [{"image": "a.png", "text": "x", "label": "cat", "concept": "pet"}]
+    listing = list_table(write_table(tmp_path / f"t.{suffix}", rows), log=lambda line: None)
+    assert [picture.meta for picture in listing.pictures] == [{"label": "cat"}]
+
+
+def test_a_jsonl_of_images_alone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot tell which column holds the caption"):
+        list_table(write_table(tmp_path / "t.jsonl", [{"image": "a.png"}]), log=silent)
+
+
+def test_rows_of_one_image_may_have_other_fields_that_differ(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "text": f"{n}", "label": "cat", "n": n} for n in range(2)]
+    listing = list_table(write_table(tmp_path / "t.jsonl", rows), log=lambda line: None)
+    assert [picture.meta for picture in listing.pictures] == [{"label": "cat", "n": 0}]
+    assert listing.skipped.total == 0
+
+
+@pytest.mark.parametrize("cls", [3, "dog", "3", True, 1.5, ["cat", 1], {"a": 1}])
+def test_what_a_pack_says_itself_goes_before_the_fields_of_a_jsonl(
+    tmp_path: Path, make_picture: MakePicture, cls: Any
+) -> None:
+    make_picture("a.png")
+    row = {"image": "a.png", "en": None, "path": 5, "captions": [1], "caption": {}, "cls": cls}
+    table = write_table(tmp_path / "t.jsonl", [row])
+    listing = list_table(table, caption_column="en", log=lambda line: None)
+    (sample,) = read_all(packed(listing, tmp_path / "out")).values()
+    assert sample.captions == ()
+    assert sample.meta == {"cls": cls, "path": "a.png"}
+    assert type(sample.meta["cls"]) is type(cls)
+
+
+def test_a_class_number_is_a_cls_as_in_clip_benchmarks_shards(
+    tmp_path: Path, make_picture: MakePicture
+) -> None:
+    make_picture("a.png")
+    listing = list_table(
+        write_table(tmp_path / "t.jsonl", [{"image": "a.png", "cls": 3}]), log=lambda line: None
+    )
+    pack(listing, tmp_path / "out")
+    with tarfile.open(tmp_path / "out/00000.tar") as tar:
+        file = tar.extractfile("000000-a.cls")
+        assert file is not None
+        assert file.read() == b"3"
+
+
+def test_a_number_of_a_jsonl_that_is_none_is_null(
+    tmp_path: Path, make_picture: MakePicture
+) -> None:
+    make_picture("a.png")
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "x": NaN, "y": [1e999, 0.5]}')
+    samples = read_all(
+        packed(list_table(tmp_path / "t.jsonl", log=lambda line: None), tmp_path / "out")
+    )
+    assert samples["a.png"].meta == {"x": None, "y": [None, 0.5], "path": "a.png"}
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     lines: list[str] = []
     table = write_table(tmp_path / "t.csv", [{"u": "a.png", "image": "x", "de": "x", "en": "y"}])
@@ -215,19 +306,20 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
             "a,b",
             "t.csv: cannot tell which column holds the image and the caption; name it with "
             "--image-column NAME and --caption-column NAME "
-            "(in a config: data.image_column=NAME data.caption_column=NAME); "
-            "its columns are: a, b",
+            "(in a config: data.image_column=NAME data.caption_column=NAME; "
+            "for an evaluation, vlm data pack takes the options); its columns are: a, b",
         ),
         (
             "image,b",
             "t.csv: cannot tell which column holds the caption; name it with "
-            "--caption-column NAME (in a config: data.caption_column=NAME); "
-            "its columns are: image, b",
+            "--caption-column NAME (in a config: data.caption_column=NAME; "
+            "for an evaluation, vlm data pack takes the option); its columns are: image, b",
         ),
         (
             "a,text",
             "t.csv: cannot tell which column holds the image; name it with "
-            "--image-column NAME (in a config: data.image_column=NAME); its columns are: a, text",
+            "--image-column NAME (in a config: data.image_column=NAME; "
+            "for an evaluation, vlm data pack takes the option); its columns are: a, text",
         ),
         ("image,text,text", 't.csv: has several columns "text"; give each its own name'),
     ],
@@ -396,6 +488,19 @@ def test_half_a_character_in_a_caption_is_left_out_and_told(
     listing.pictures.append(Picture(tmp_path / "a.png", "a.png", ("\ud800",)))
     assert pack(listing, tmp_path / "out")["num_samples"] == 1
     assert listing.skipped.counts == {"text.encoding": 1}
+
+
+def test_a_meta_that_is_nested_too_deeply_is_left_out_and_told(
+    tmp_path: Path, make_picture: MakePicture
+) -> None:
+    make_picture("a.png")
+    listing = listed(tmp_path, "a.png")
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    listing.pictures.append(Picture(tmp_path / "a.png", "a.png", (), {"x": deep}))
+    assert pack(listing, tmp_path / "out")["num_samples"] == 1
+    assert listing.skipped.counts == {"text.json": 1}
 
 
 def test_webdataset_reads_what_was_packed(tmp_path: Path, make_picture: MakePicture) -> None:

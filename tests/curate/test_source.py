@@ -65,6 +65,16 @@ def test_a_change_packs_anew(
     assert len(packs(tmp_path)) == 2
 
 
+def test_a_pack_of_an_older_version_is_made_anew(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("vlm.curate.source.PACK_VERSION", 1)  # had no list of labels
+        open_data("photos.csv", log=lambda line: None)
+    open_data("photos.csv", log=lambda line: None)
+    assert len(packs(tmp_path)) == 2
+
+
 def test_what_a_pack_left_out_is_told_every_time(tmp_path: Path, table: Path) -> None:
     (tmp_path / "1.png").unlink()
     told = "photos.csv: left out 1 image.missing: 1.png (no such file)"

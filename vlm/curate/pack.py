@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from vlm.curate.listing import Listing, Picture
 from vlm.data.decode import open_image
-from vlm.data.samples import BadSample
+from vlm.data.samples import BadSample, parse_texts
 from vlm.data.shards import MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from vlm.errors import ConfigError, DataError, DiskError
 from vlm.runtime.files import progress, write_atomic
@@ -199,18 +199,28 @@ def _as_png(data: bytes) -> bytes:
 def _texts(picture: Picture) -> dict[str, bytes]:
     """The text fields that read back as the picture's captions and meta."""
     meta = {**picture.meta, "path": picture.name}
-    cls = meta.pop("cls", None)
     if picture.captions:
         meta["captions"] = list(picture.captions)
+    texts = {}
     try:
-        texts = {"json": json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()}
-        if cls is not None:
-            texts["cls"] = str(cls).encode()
+        cls = str(meta.get("cls")).encode()
+        if _reads_back(cls, meta.get("cls")):
+            texts["cls"] = cls
+            del meta["cls"]
+        texts["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         raise _Unusable("text.encoding", "half a character in its text") from None
+    except RecursionError:
+        raise _Unusable("text.json", "nested too deeply") from None
     if len(texts["json"]) > MAX_TEXT_BYTES:
         raise _Unusable("text.size", f"more than {MAX_TEXT_BYTES} bytes of text")
     return texts
+
+
+def _reads_back(cls: bytes, value: Any) -> bool:
+    """Whether a `.cls` of these bytes says the value, and nothing but a text or a number."""
+    read = parse_texts(cls=cls)[1]["cls"]
+    return type(read) is type(value) and bool(read == value)
 
 
 def _nothing_packed(listing: Listing) -> str:

@@ -20,7 +20,7 @@ from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DataError
 from vlm.runtime.files import locked
 
-PACK_VERSION = 1  # part of what a cached pack is known by
+PACK_VERSION = 2  # part of what a cached pack is known by
 
 Log = Callable[[str], object]
 

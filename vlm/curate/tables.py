@@ -14,21 +14,24 @@ from vlm.curate.listing import Listing, Picture
 from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DataError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES, ".parquet")
 # compared without case, blanks and underscores; the first that the table has is taken
 IMAGE_COLUMNS = ("image", "path", "filepath", "file", "filename", "imagepath", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence")
 LABEL_COLUMNS = ("label", "class")
+OWN_FIELDS = ("captions", "caption", "path")  # what a pack says in its own words
 MAX_NAMED_COLUMNS = 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are read; each label goes to the picture's meta."""
+    """Which columns of a table are read; labels and others go to the picture's meta."""
 
     image: str
     captions: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f'image column "{self.image}"']
@@ -48,6 +51,9 @@ def list_table(
 ) -> Listing:
     """Lists the pictures of a table; rows that name the same image are captions of one picture.
 
+    Labels go to the picture's meta, of JSONL all other fields too, as those of a shard's `.json`;
+    the first row of an image says them. A number of JSON that is none (NaN) is null.
+
     Args:
         path: The table. Image paths in it are absolute, or relative to its folder.
         image_column: Guessed from its name if None.
@@ -60,22 +66,27 @@ def list_table(
     """
     names = _column_names(path)
     columns = choose_columns(
-        names, image_column=image_column, caption_column=caption_column, table=path.name
+        names,
+        image_column=image_column,
+        caption_column=caption_column,
+        table=path.name,
+        takes_all=path.suffix.lower() in JSON_SUFFIXES,
     )
     log(f"{path.name}: {columns}")
     listing = Listing(path.name, [])
     pictures: dict[str, Picture] = {}
     for where, row in _rows(path, columns, listing.skipped):
-        image = _image(row[columns.image], columns.image, path.name)
+        image = _image(row.get(columns.image), columns.image, path.name)
         if not image:
             listing.skipped.add("row.no_image", where)
             continue
-        captions = [text for column in columns.captions for text in _captions(row[column])]
-        meta = {column: _scalar(row[column]) for column in columns.labels}
+        captions = [text for column in columns.captions for text in _captions(row.get(column))]
+        labels = {column: _label(row.get(column)) for column in columns.labels}
+        meta = labels | {name: row[name] for name in columns.others if name in row}
         before = pictures.get(image)
         if before is not None:
             captions = [*before.captions, *captions]
-            if before.meta != meta:
+            if any(before.meta[column] != label for column, label in labels.items()):
                 listing.skipped.add("row.other_label", f"{where} of {image}")
             meta = before.meta
         pictures[image] = Picture(path.parent / image, image, tuple(dict.fromkeys(captions)), meta)
@@ -94,19 +105,31 @@ def read_captions(path: Path, *, key: str, column: str) -> Iterator[tuple[str, l
         what = "no such file" if path.suffix.lower() in TABLE_SUFFIXES else "not a table"
         raise ConfigError(f"{path}: {what}; give one of {', '.join(TABLE_SUFFIXES)}")
     names = _column_names(path)
-    columns = Columns(_existing(key, names, path.name), (_existing(column, names, path.name),), ())
+    columns = Columns(_existing(key, names, path.name), (_existing(column, names, path.name),))
     skipped: Tally[str] = Tally()
     for _, row in _rows(path, columns, skipped):
-        if row[key] is not None:
-            yield str(row[key]), _captions(row[column])
+        if row.get(key) is not None:
+            yield str(row[key]), _captions(row.get(column))
     if skipped.total:
         raise DataError([f"{path.name}: {line}; mend the table" for line in skipped.lines()])
 
 
 def choose_columns(
-    names: list[str], *, image_column: str | None, caption_column: str | None, table: str
+    names: list[str],
+    *,
+    image_column: str | None,
+    caption_column: str | None,
+    table: str,
+    takes_all: bool = False,
 ) -> Columns:
     """Returns the columns to read: those named, else the first that the names in this file fit.
+
+    Args:
+        names: Of all columns.
+        image_column: Guessed if None.
+        caption_column: One, or several with commas between; guessed if None.
+        table: Its name.
+        takes_all: Whether columns of no meaning here are read too.
 
     Raises:
         ConfigError: A named column does not exist.
@@ -127,16 +150,20 @@ def choose_columns(
         if image_column is None
         else _existing(image_column, names, table)
     )
-    if image is None or not (captions or labels):
+    taken = {image, *captions, *labels, *OWN_FIELDS}
+    others = tuple(name for name in names if name not in taken) if takes_all else ()
+    if image is None or not (captions or labels or others):
         wanted = [*(["image"] if image is None else []), *([] if captions else ["caption"])]
         shown = ", ".join(names[:MAX_NAMED_COLUMNS])
         options = " and ".join(f"--{what}-column NAME" for what in wanted)
         settings = " ".join(f"data.{what}_column=NAME" for what in wanted)
         raise DataError(
             f"{table}: cannot tell which column holds the {' and the '.join(wanted)}; "
-            f"name it with {options} (in a config: {settings}); its columns are: {shown}"
+            f"name it with {options} (in a config: {settings}; for an evaluation, vlm data pack "
+            f"takes the option{'s' if len(wanted) > 1 else ''}); its columns are: {shown}"
         )
-    return Columns(image, captions, tuple(name for name in labels if name not in captions))
+    labels = tuple(name for name in labels if name not in captions)
+    return Columns(image, captions, labels, others)
 
 
 def _plain(name: str) -> str:
@@ -168,6 +195,10 @@ def _captions(cell: Any) -> list[str]:
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
+def _label(cell: Any) -> Any:
+    return [_scalar(one) for one in cell] if isinstance(cell, list) else _scalar(cell)
+
+
 def _scalar(cell: Any) -> Any:
     if cell is None or isinstance(cell, (str, int)):
         return cell
@@ -188,8 +219,8 @@ def _column_names(path: Path) -> list[str]:
 def _rows(
     path: Path, columns: Columns, skipped: Tally[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    wanted = [columns.image, *columns.captions, *columns.labels]
     if path.suffix.lower() == ".parquet":
+        wanted = [columns.image, *columns.captions, *columns.labels]
         number = 0
         for batch in _parquet(path).iter_batches(columns=wanted):
             for row in batch.to_pylist():
@@ -206,7 +237,7 @@ def _rows(
                 skipped.add("row.cells", text)
     else:
         for line, row in _json_rows(path, skipped):
-            yield f"line {line}", {name: row.get(name) for name in wanted}
+            yield f"line {line}", row
 
 
 def _parquet(path: Path) -> Any:
@@ -244,7 +275,7 @@ def _json_rows(path: Path, skipped: Tally[str]) -> Iterator[tuple[int, dict[str,
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_float=_finite, parse_constant=_finite)
             except (ValueError, RecursionError) as error:
                 skipped.add("row.json", f"line {number}: {error}")
                 continue
@@ -252,3 +283,8 @@ def _json_rows(path: Path, skipped: Tally[str]) -> Iterator[tuple[int, dict[str,
                 yield number, row
             else:
                 skipped.add("row.json", f"line {number} is a {type(row).__name__}, not an object")
+
+
+def _finite(number: str) -> float | None:
+    value = float(number)
+    return value if math.isfinite(value) else None
