@@ -124,6 +124,14 @@ def test_a_class_that_was_not_trained_is_a_miss(model, sources, tmp_path, task):
     assert "crimson" not in right
 
 
+@pytest.mark.parametrize("task", [probe, knn])
+def test_classes_may_be_numbers(model, tmp_path, task):
+    numbers = {colour: number for number, colour in enumerate(COLOURS)}
+    paths = [write(tmp_path / f"{seed}.tar", 5, seed=seed, labels=numbers) for seed in range(2)]
+    test, train = (Source(model, open_shards(path), log=lambda _: None) for path in paths)
+    assert {sample["truth"] for sample in task(test, train).details["samples"]} == set("012345")
+
+
 def test_validation_pictures_are_drawn_from_each_class_by_a_hash():
     truth = ["a"] * 10 + ["b"] * 4 + ["c"]
     keys = [f"{name}{number}" for number, name in enumerate(truth)]

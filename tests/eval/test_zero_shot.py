@@ -219,6 +219,18 @@ def test_labels_that_are_lists_give_clip_benchmarks_mean_average_precision(model
     )
 
 
+def test_a_jsonl_may_hold_lists_of_labels(model, encoded, tmp_path):
+    tags = {"red": ["red", 3], "blue": ["blue"]}
+    for colour in tags:
+        (tmp_path / f"{colour}.png").write_bytes(encoded(colour))
+    rows = [{"image": f"{colour}.png", "objects": listed} for colour, listed in tags.items()]
+    (tmp_path / "voc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = open_data(str(tmp_path / "voc.jsonl"), cache_dir=tmp_path, log=lambda _: None)
+    source = Source(model, dataset, log=lambda _: None)
+    details = zero_shot(source, label="objects", class_names=COLOURS).details
+    assert [sample["labels"] for sample in details["samples"]] == [["red", "yellow"], ["blue"]]
+
+
 def items(*labels):
     return [Item(str(n), (), {} if v is None else {"cls": v}) for n, v in enumerate(labels)]
 
@@ -231,6 +243,76 @@ def test_a_class_may_be_given_by_its_number():
 def test_a_number_is_a_number_also_where_a_name_looks_like_it():
     assert true_classes(items(1, "1"), None, ["1", "0"]).classes == [[1], [0]]
     assert true_classes(items(10, 9), None, None).class_names == ["10", "9"]
+
+
+def test_a_text_of_digits_is_a_number_unless_it_is_a_name():
+    assert true_classes(items("1", "0", "dog"), None, ["cat", "dog"]).classes == [[1], [0], [1]]
+    assert true_classes(items(["1", "cat"]), None, ["cat", "dog"]).classes == [[0, 1]]
+    assert true_classes(items("1", "0"), None, ["1", "2"]).classes == [[0], [0]]
+
+
+@pytest.mark.parametrize("text", ["2", "-1", "1.0", "²", "9" * 5000])
+def test_another_text_is_no_number(text):
+    with pytest.raises(ConfigError, match="1 labels of the data are not among the 2 class names"):
+        true_classes(items(text), None, ["cat", "dog"])
+
+
+def relabelled(model, shards, name, values):
+    """The squares, with a field of other values, which repeat."""
+    source = Source(model, open_shards(str(shards)), log=lambda _: None)
+    for number, item in enumerate(source.embedded.items):
+        item.meta[name] = values[number % len(values)]
+    return source
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2], ["0", "1", "2"], [-1, "07"], [[0, 1], [2], []]])
+def test_numbers_without_names_are_refused(model, shards, values):
+    source = relabelled(model, shards, "number", values)
+    with pytest.raises(ConfigError, match=r"labels in 'number' are numbers .*give labels: FILE"):
+        zero_shot(source, label="number", templates="none")
+
+
+def test_a_name_among_numbers_makes_them_names(model, shards):
+    source = relabelled(model, shards, "number", [0, 1, "many"])
+    details = zero_shot(source, label="number", templates="none").details
+    assert details["class_names"] == ["0", "1", "many"]
+
+
+def pets(*numbers, names=("bird", "cat", "dog")):
+    """Pictures of class folders, a number each."""
+    return [
+        Item(label, (), {"label": label, "cls": number, "path": f"{label}/a/1.png"})
+        for label, number in zip(names, numbers, strict=True)
+    ]
+
+
+def test_folders_number_the_classes_if_all_are_there():
+    names = ["bird", "cat", "dog"]
+    assert true_classes(pets(0, 1, 2), "cls", names).classes == [[0], [1], [2]]
+    for names in (["bird", "cat", "cow", "dog"], ["bird", "dog"]):
+        problem = f"the 3 folders that are there, but there are {len(names)} class names; use label"
+        with pytest.raises(ConfigError, match=problem):
+            true_classes([*pets(0, 1, 2), *items(None)], "cls", names)
+
+
+def test_numbers_that_are_not_of_folders_may_leave_out_classes():
+    names = ["ape", "bird", "cat", "dog"]
+    assert true_classes(pets(1, 2, 3), "cls", names).classes == [[1], [2], [3]]
+    named = [Item(n, (), {"label": n, "cls": names.index(n)}) for n in ("ape", "bird")]
+    assert true_classes(named, "cls", names).classes == [[0], [1]]
+    assert true_classes(pets(0, 1, 2), "label", names).classes == [[1], [2], [3]]
+
+
+def test_a_folder_that_lacks_a_class_is_refused(model, encoded, tmp_path):
+    for colour in ("blue", "red"):
+        (tmp_path / "squares" / colour).mkdir(parents=True)
+        (tmp_path / "squares" / colour / "1.png").write_bytes(encoded(colour))
+    dataset = open_data(str(tmp_path / "squares"), cache_dir=tmp_path, log=lambda _: None)
+    source = Source(model, dataset, log=lambda _: None)
+    with pytest.raises(ConfigError, match="numbers the 2 folders that are there, but there are 3"):
+        zero_shot(source, label="cls", class_names=["blue", "green", "red"])
+    assert zero_shot(source, class_names=["blue", "green", "red"]).details["samples"]
+    assert zero_shot(source, label="cls", class_names=["sky", "blood"]).details["samples"]
 
 
 def test_lists_of_labels_hold_names_and_numbers():

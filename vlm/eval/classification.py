@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from vlm.eval.labels import Truth, true_classes
+from vlm.eval.labels import Truth, check_are_names, true_classes
 from vlm.eval.source import Outcome, Row, Source, cluster_of, mean_row
 from vlm.eval.statistics import NUM_RESAMPLES, resampled_interval
 from vlm.heads import zero_shot as head
@@ -44,11 +44,12 @@ def zero_shot(
         label: The metadata field that holds a sample's class: its name, or its number in
             `class_names`, from 0; or a list of these. By default "label", else "cls".
         class_names: The classes, told apart by their numbers, so that a name may repeat; by default
-            the sorted labels of the data.
+            the sorted labels of the data, which then must not all be numbers.
         templates: As `vlm.heads.zero_shot.resolve_templates` takes them.
 
     Raises:
-        ConfigError: A label is not among the class names, or these or the templates are wrong.
+        ConfigError: A label is not among the class names, or these or the templates are wrong, or
+            there are only numbers for names.
         DataError: No sample has the label, or no picture can be read.
     """
     forms = head.resolve_templates(templates)
@@ -56,6 +57,8 @@ def zero_shot(
         check_class_names(class_names, may_repeat=True)
     embedded = source.embedded
     truth = true_classes(embedded.items, label, class_names)
+    if class_names is None:
+        check_are_names(truth)
     names = truth.class_names
     items = [embedded.items[row] for row in truth.rows]
     ids = embedded.sample_ids[truth.rows].tolist()

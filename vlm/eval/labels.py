@@ -1,5 +1,6 @@
 """The true classes of pictures: what their metadata says, as places in a list of class names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ def true_classes(
 ) -> Truth:
     """Looks up each sample's label: a name, a class number from 0, or a list of these.
 
-    A number is a place in `class_names` where these are given, also where a name looks like it.
+    A number is a place in `class_names` where these are given, also where a name looks like it; a
+    text of digits is one where no name is that text.
 
     Args:
         items: The samples.
@@ -43,7 +45,8 @@ def true_classes(
             classes can only be given by number.
 
     Raises:
-        ConfigError: A label is not among `class_names`, or is the name of several of them.
+        ConfigError: A label is not among `class_names`, or is the name of several of them, or the
+            data's folders, which number its classes, are not as many.
         DataError: No sample has the label.
     """
     field = _field(items, label)
@@ -56,8 +59,39 @@ def true_classes(
         class_names = sorted({name for several in values for name in several})
         if not class_names:
             raise DataError(f"no sample's list {field!r} holds a label")
+    elif field == "cls":
+        _check_folders([items[row] for row, _ in labelled], len(class_names))
     classes = _numbers(values, class_names)
     return Truth(field, list(class_names), [row for row, _ in labelled], classes, is_multi_label)
+
+
+def check_are_names(truth: Truth) -> None:
+    """Refuse classes that are known by their numbers alone: they say nothing to a text encoder.
+
+    Raises:
+        ConfigError: All are numbers.
+    """
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in truth.class_names):
+        raise ConfigError(
+            f"the labels in {truth.field!r} are numbers ({', '.join(truth.class_names[:3])}, ...); "
+            "give labels: FILE with the class names, one a line, in the order of the numbers"
+        )
+
+
+def _check_folders(items: Sequence[Item], num_classes: int) -> None:
+    """Refuse numbers that are ranks of the folders that are there, if a folder is missing."""
+    labels = [str(item.meta.get("label")) for item in items]
+    ranks = {label: rank for rank, label in enumerate(sorted(set(labels)))}
+    are_folders = all(
+        item.path.startswith(f"{label}/") and item.meta["cls"] == ranks[label]
+        for item, label in zip(items, labels, strict=True)
+    )
+    if are_folders and len(ranks) != num_classes:
+        raise ConfigError(
+            f"'cls' numbers the {len(ranks)} folders that are there, but there are {num_classes} "
+            "class names; use label: label, with names as the folders have them, or restore the "
+            "missing folder"
+        )
 
 
 def _field(items: Sequence[Item], label: str | None) -> str:
@@ -82,10 +116,16 @@ def _numbers(values: Sequence[Sequence[Any]], class_names: Sequence[str]) -> lis
         if type(label) is int:
             numbers[label] = [label] if 0 <= label < len(class_names) else []
         else:
-            numbers[str(label)] = places.get(str(label), [])
+            numbers[str(label)] = places.get(str(label)) or _place(str(label), len(class_names))
     _refuse(numbers, len(class_names))
     keys = [[label if type(label) is int else str(label) for label in row] for row in values]
     return [sorted({numbers[key][0] for key in row}) for row in keys]
+
+
+def _place(label: str, num_classes: int) -> list[int]:
+    """The class that a text of digits numbers, as a CSV has it; none if it is another text."""
+    is_number = re.fullmatch(r"[0-9]{1,18}", label) is not None
+    return [int(label)] if is_number and int(label) < num_classes else []
 
 
 def _refuse(numbers: dict[Any, list[int]], num_classes: int) -> None:
