@@ -30,7 +30,7 @@ from vlm.retrieval.embed import (
 )
 from vlm.runtime import distributed
 
-VERSION = 1  # of the tasks: part of every protocol, raised when a metric changes its meaning
+VERSION = 2  # of the tasks: part of every protocol, raised when a metric changes its meaning
 
 Classifiers = dict[tuple[tuple[str, ...], tuple[str, ...]], ZeroShotClassifier]  # by their texts
 

@@ -1,15 +1,37 @@
 """Agreement of two texts, word by word; numbers in docstrings are arXiv papers."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+_WITHOUT_SPACES = re.compile(  # the blocks of scripts that put no space between words
+    "[\u3005-\u3007\u3021-\u3029\u3038-\u303b\u2e80-\u2fdf\u3400-\u4dbf\u4e00-\u9fff"  # Han
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u3040-\u30ff\u31f0-\u31ff\U0001aff0-\U0001b16f"  # Hiragana, Katakana
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f]"  # Myanmar
+)
+
 
 def words(text: str) -> list[str]:
-    """The words of a text: NFKC, case folded, split at white space and punctuation."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    spaced = [" " if unicodedata.category(char)[0] in "PZC" else char for char in folded]
-    return "".join(spaced).split()
+    """The words of a text: NFKC, case folded, split at white space and punctuation.
+
+    In Han, Hiragana, Katakana, Thai, Lao, Khmer and Myanmar, which are written without spaces, each
+    character is a word, with the combining marks that follow it.
+    """
+    parts, is_word = [], False  # whether the last character is a word of its own
+    for char in unicodedata.normalize("NFKC", text).casefold():
+        kind = unicodedata.category(char)[0]
+        if kind in "PZC":
+            parts.append(" ")
+        elif kind == "M":
+            parts.append(char)
+        else:
+            was_word, is_word = is_word, _WITHOUT_SPACES.match(char) is not None
+            parts.append(f" {char}" if is_word or was_word else char)
+    return "".join(parts).split()
 
 
 def token_f1(candidate: str, references: Sequence[str]) -> float:
