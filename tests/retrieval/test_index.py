@@ -148,6 +148,32 @@ def test_a_deleted_key_is_not_found_until_it_is_added_again(shards, folder):
     assert [h.key for h in Index.open(folder).search("red", where='label == "red"')] == ["0-red"]
 
 
+def keys_of(index):
+    return sorted(hit.key for hit in index.search("a square", k=50))
+
+
+def test_of_the_same_data_only_what_was_deleted_is_added_again(shards, folder):
+    dataset, index = open_shards(str(shards)), Index.open(folder)
+    whole = keys_of(index)
+    for deleted in (["0-red", "1-blue"], ["1-blue"], whole):
+        index.delete(deleted)
+        assert index.add(dataset, log=lambda _: None) == len(deleted)
+        assert keys_of(Index.open(folder)) == whole
+        with pytest.raises(ConfigError, match="this data is in the index already"):
+            index.add(dataset, log=lambda _: None)
+
+
+def test_a_deletion_of_other_data_lets_nothing_be_added_twice(model, shards, tmp_path):
+    first, second = halves(shards)
+    index = Index.build(model, first, tmp_path / "i", log=lambda _: None)
+    index.add(second, log=lambda _: None)
+    index.delete(["1-red"])  # of the second half
+    with pytest.raises(ConfigError, match="this data is in the index already"):
+        index.add(first, log=lambda _: None)
+    assert index.add(second, log=lambda _: None) == 1
+    assert len(keys_of(index)) == len(set(keys_of(index))) == 12
+
+
 def test_what_was_written_is_never_edited(shards, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     index = Index.open(folder)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from vlm.retrieval.segment import Segment, check_files
 from vlm.runtime.files import sync_folder, write_synced
 
-Live = Bool[np.ndarray, " N"] | None  # which rows of a segment are not deleted; None for all
+Live = Bool[np.ndarray, " _"] | None  # which rows of a segment are not deleted; None for all
 
 
 def live_rows(
@@ -41,6 +41,11 @@ def live_keys(segments: Sequence[Segment], live: Sequence[Live]) -> set[str]:
         of_segment = segment.keys if kept is None else segment.keys.filter(kept)
         keys.update(of_segment.to_pylist())
     return keys
+
+
+def deleted_keys(segments: Sequence[Segment], live: Sequence[Live]) -> set[str]:
+    """The keys of those pictures that cannot be found."""
+    return live_keys(segments, [None] * len(segments)) - live_keys(segments, live)
 
 
 def bury(folder: Path, keys: Sequence[str], *, num_segments: int) -> dict[str, Any]:

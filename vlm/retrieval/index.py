@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -26,7 +27,7 @@ from vlm.errors import ConfigError, DataError
 from vlm.hub.load import load
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.build import publish, temporary_folder, write_segments
-from vlm.retrieval.deletions import Live, bury, live_keys, live_rows, next_number
+from vlm.retrieval.deletions import Live, bury, deleted_keys, live_keys, live_rows, next_number
 from vlm.retrieval.embed import Log
 from vlm.retrieval.filter import Filter, parse_known
 from vlm.retrieval.manifest import Manifest, exclusive, read_manifest
@@ -186,23 +187,24 @@ class Index:
     def add(self, data: Data, *, log: Log = print) -> int:
         """Add a data set as new segments; returns the number of pictures added.
 
-        A key that is there already is then there twice: keys are unique within a data set alone.
+        Of data that is there already, only the pictures whose keys were deleted are added again. A
+        key of other data is then there twice: keys are unique within a data set alone.
 
         Raises:
-            ConfigError: The same data is in the index, or another process writes to it.
+            ConfigError: The same data is in the index and none of its pictures was deleted, or
+                another process writes to it.
             DataError: Not one picture can be read.
         """
         dataset = data if isinstance(data, Dataset) else open_data(data, log=log)
         with exclusive(self.folder):
             self._read()
-            same = [e for e in self._manifest.segments if e["data"] == dataset.fingerprint]
-            if same and not self._manifest.deleted:
-                raise ConfigError(f"{self.folder}: this data is in the index already")
+            missing = self._missing(dataset)
             first = next_number(self.folder, "segment-*")
             with temporary_folder(self.folder / "adding") as temporary:
-                entries = write_segments(self.model, dataset, temporary, first=first, log=log)
+                entries = write_segments(self.model, missing, temporary, first=first, log=log)
                 for entry in entries:
                     publish(temporary / entry["name"], self.folder / entry["name"])
+            entries = [{**entry, "data": dataset.fingerprint} for entry in entries]
             self._commit(replace(self._manifest, segments=[*self._manifest.segments, *entries]))
         return sum(entry["num_rows"] for entry in entries)
 
@@ -237,6 +239,18 @@ class Index:
                 problems += error.problems
         if problems:
             raise DataError(problems)
+
+    def _missing(self, dataset: Dataset) -> Dataset:
+        """What of a data set is to be added: all, or what was deleted if it is there already."""
+        entries = enumerate(self._manifest.segments)
+        same = [number for number, entry in entries if entry["data"] == dataset.fingerprint]
+        if not same:
+            return dataset
+        segments = [self._segments[number] for number in same]
+        deleted = deleted_keys(segments, [self._live[number] for number in same])
+        if not deleted:
+            raise ConfigError(f"{self.folder}: this data is in the index already")
+        return dataset.select(np.array([dataset.key(n) in deleted for n in range(len(dataset))]))
 
     def _read(self) -> None:
         """Open what the manifest lists now; the masks of deleted rows are made when needed."""
