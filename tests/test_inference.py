@@ -90,6 +90,16 @@ def test_classify_ranks_all_labels(model, picture):
     assert sum(p for _, p in prediction.ranking) == pytest.approx(1)
 
 
+def test_a_classifier_of_another_model_of_equal_width_is_refused(model, picture):
+    torch.manual_seed(1)
+    network = build_model(TINY, model.tokenizer)
+    other = VisionLanguageModel(network, TINY, model.tokenizer, torch.device("cpu"))
+    classifier = model.classifier(["bird", "pizza"])
+    assert model.classify(picture, classifier) == model.classify(picture, ["bird", "pizza"])
+    with pytest.raises(ConfigError, match=r"of another model: .*model\.classifier\(labels\)"):
+        other.classify(picture, classifier)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -146,7 +146,7 @@ class VisionLanguageModel:
             order = text_lengths(tokens, self.tokenizer.eot_id).argsort()
             parts = [
                 self.encode_text(tokens[some], normalize=True).float().cpu()
-                for some in order.split(batch_size)
+                for some in torch.split(order, batch_size)
             ]
             rows.append(torch.cat(parts)[order.argsort()])
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
@@ -154,7 +154,7 @@ class VisionLanguageModel:
     def classifier(
         self, labels: str | Path | Sequence[str], templates: str | Sequence[str] = "simple"
     ) -> ZeroShotClassifier:
-        """What `classify` takes in place of labels: it can be saved, and encodes no text again.
+        """What `classify` takes in place of labels: it can be saved, and encodes no label again.
 
         Args:
             labels: Class names; or imagenet, cifar10, cifar100, or a file with one name a line.
@@ -188,6 +188,8 @@ class VisionLanguageModel:
             labels = self.classifier(labels, "simple" if templates is None else templates)
         elif templates is not None:
             raise ConfigError("templates are part of a classifier; make one with these instead")
+        else:
+            labels.check_model(self)
         features = self.embed_images(images, batch_size=batch_size)
         return labels.predict(features, logit_scale=self.logit_scale)
 

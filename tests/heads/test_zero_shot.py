@@ -1,7 +1,9 @@
 import hashlib
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vlm.errors import ConfigError
 from vlm.heads import zero_shot
@@ -160,6 +162,7 @@ def test_a_saved_classifier_predicts_the_same(classifier, tmp_path):
     loaded = zero_shot.ZeroShotClassifier.load(path)
     assert (loaded.class_names, loaded.templates) == (("cat", "a dög", "cat"), ("a {}", "{}!"))
     assert torch.equal(loaded.weights, classifier.weights)
+    assert torch.equal(loaded.signature, classifier.signature)
     images = torch.nn.functional.normalize(torch.randn(3, 6), dim=1)
     assert loaded.predict(images) == classifier.predict(images)
     with pytest.raises(ConfigError, match="exists; give a new file"):
@@ -175,3 +178,45 @@ def test_what_is_no_classifier_is_refused(classifier, tmp_path):
             zero_shot.ZeroShotClassifier.load(tmp_path / "wrong")
     with pytest.raises(ConfigError, match="for features of size 6, and this model's have 2"):
         classifier.predict(IMAGE)
+
+
+class Turned(Embedder):
+    """Another model of the same width: its features are at an angle to the first one's."""
+
+    def __init__(self, cosine):
+        self.cosine = cosine
+
+    def embed_texts(self, texts):
+        rows = super().embed_texts(texts)
+        beside = torch.nn.functional.normalize(rows.roll(1, 1) - 0.5, dim=1)
+        beside = beside - (beside * rows).sum(1, keepdim=True) * rows
+        beside = torch.nn.functional.normalize(beside, dim=1)
+        return self.cosine * rows + (1 - self.cosine**2) ** 0.5 * beside
+
+
+def test_a_classifier_knows_its_model_again(classifier, tmp_path):
+    classifier.save(tmp_path / "pets")
+    for one in (classifier, zero_shot.ZeroShotClassifier.load(tmp_path / "pets")):
+        one.check_model(Embedder())
+        one.check_model(Turned(0.9995))
+        for cosine in (0.998, 0.0, -1.0, float("nan")):
+            with pytest.raises(ConfigError, match="the classifier is of another model"):
+                one.check_model(Turned(cosine))
+
+
+def test_a_model_of_another_width_is_refused(classifier, monkeypatch):
+    monkeypatch.setattr(Embedder, "embed_texts", lambda _, texts: torch.ones(len(texts), 2))
+    with pytest.raises(ConfigError, match="for features of size 6, and this model's have 2"):
+        classifier.check_model(Embedder())
+
+
+def test_a_classifier_without_its_models_signature_is_refused(classifier, tmp_path):
+    path = tmp_path / "pets"
+    texts = {"class_names": json.dumps(["a"] * 3), "templates": json.dumps(["{}"])}
+    save_file({"weights": classifier.weights}, path, texts)
+    with pytest.raises(ConfigError, match="no zero-shot classifier, or a damaged one"):
+        zero_shot.ZeroShotClassifier.load(path)
+    for wrong in (torch.ones(5), torch.ones(1, 6)):
+        save_file({"weights": classifier.weights, "signature": wrong}, path, texts)
+        with pytest.raises(ConfigError, match=r"a signature \[.*\] for weights \[3, 6\]"):
+            zero_shot.ZeroShotClassifier.load(path)

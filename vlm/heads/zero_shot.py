@@ -36,6 +36,8 @@ _OPEN_CLIP_TEMPLATES = {
     "openai": "OPENAI_IMAGENET_TEMPLATES",  # 80
     "openai_simple": "SIMPLE_IMAGENET_TEMPLATES",  # the 7 of them that matter most
 }
+_SIGNED = "a photo"  # the text by whose features a model is known again
+_MIN_COSINE = 0.999  # of these: other devices and precisions are above, other weights far below
 _TEXTS_AT_ONCE = 8192  # bounds memory: 1,000 classes in 80 templates are 80,000 texts
 
 
@@ -59,17 +61,43 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ZeroShotClassifier:
-    """Classes ready to be told apart: no text is encoded any more. See `zero_shot_classifier`.
+    """Classes ready to be told apart, by the model that made it. See `zero_shot_classifier`.
 
     Attributes:
         class_names: C names, in the order of the class numbers.
         templates: What the names were put into.
         weights: A row of length 1 for each class, fp32, on the CPU.
+        signature: The features of one fixed text, by which `check_model` knows the model again.
     """
 
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     weights: Float[Tensor, "C D"]
+    signature: Float[Tensor, " D"]
+
+    def check_model(self, model: TextEmbedder) -> None:
+        """Refuse a model that did not make it; encodes one text.
+
+        Raises:
+            ConfigError: Its features of the text are of another size or direction.
+        """
+        features = model.embed_texts([_SIGNED])[0]
+        self._check_size(len(features))
+        cosine = float(features @ self.signature)
+        if not cosine >= _MIN_COSINE:
+            raise ConfigError(
+                f"the classifier is of another model: the cosine of their features of {_SIGNED!r} "
+                f"is {cosine:.3f}, below {_MIN_COSINE}; make one with this model: "
+                "model.classifier(labels)"
+            )
+
+    def _check_size(self, dim: int) -> None:
+        expected = self.weights.shape[1]
+        if dim != expected:
+            raise ConfigError(
+                f"the classifier is for features of size {expected}, and this model's have {dim}; "
+                "make one with this model: model.classifier(labels)"
+            )
 
     def predict(
         self,
@@ -83,17 +111,12 @@ class ZeroShotClassifier:
         Raises:
             ConfigError: The classifier is of a model with features of another size.
         """
-        dim, expected = image_features.shape[1], self.weights.shape[1]
-        if dim != expected:
-            raise ConfigError(
-                f"the classifier is for features of size {expected}, and this model's have {dim}; "
-                "make one with this model: model.classifier(labels)"
-            )
+        self._check_size(image_features.shape[1])
         names = distinct(self.class_names)
         return predict(image_features, self.weights, names, logit_scale=logit_scale, top=top)
 
     def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file: the weights, and the texts in its metadata.
+        """Write it as one safetensors file: the tensors, and the texts in its metadata.
 
         Raises:
             ConfigError: The file exists.
@@ -104,7 +127,8 @@ class ZeroShotClassifier:
             raise ConfigError(f"{path} exists; give a new file")
         texts = {"class_names": self.class_names, "templates": self.templates}
         metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()}
-        write_atomic(path, tensor_bytes({"weights": self.weights.contiguous()}, metadata))
+        tensors = {"weights": self.weights.contiguous(), "signature": self.signature.contiguous()}
+        write_atomic(path, tensor_bytes(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "ZeroShotClassifier":
@@ -117,14 +141,20 @@ class ZeroShotClassifier:
             with safe_open(path, framework="pt") as file:
                 texts = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
                 names, templates = tuple(texts["class_names"]), tuple(texts["templates"])
-                weights = file.get_tensor("weights").float()
+                weights, signature = (
+                    file.get_tensor(name).float() for name in ("weights", "signature")
+                )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise ConfigError(f"{path}: no such file; classifier.save writes one") from None
             raise ConfigError(f"{path}: no zero-shot classifier, or a damaged one") from None
         if weights.ndim != 2 or len(weights) != len(names):
             raise ConfigError(f"{path}: {len(names)} class names for weights {[*weights.shape]}")
-        return cls(names, templates, weights)
+        if signature.shape != weights.shape[1:]:
+            raise ConfigError(
+                f"{path}: a signature {[*signature.shape]} for weights {[*weights.shape]}"
+            )
+        return cls(names, templates, weights, signature)
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -160,7 +190,10 @@ def zero_shot_classifier(
     forms = resolve_templates(templates)
     rows = {name: row for row, name in enumerate(dict.fromkeys(class_names))}
     weights = zero_shot_weights(model, list(rows), forms)
-    return ZeroShotClassifier(tuple(class_names), forms, weights[[rows[n] for n in class_names]])
+    signature = model.embed_texts([_SIGNED])[0]
+    return ZeroShotClassifier(
+        tuple(class_names), forms, weights[[rows[n] for n in class_names]], signature
+    )
 
 
 def zero_shot_weights(
