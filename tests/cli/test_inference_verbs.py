@@ -77,7 +77,7 @@ def test_classify_says_what_python_says(folder, data, tmp_path, capsys):
     from vlm.hub.load import load
 
     out = tmp_path / "out.csv"
-    (tmp_path / "labels.txt").write_text("red\n\nblue\n")
+    (tmp_path / "labels.txt").write_text("red\nblue\n\n")
     command = [
         "classify",
         folder,

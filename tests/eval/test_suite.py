@@ -112,7 +112,7 @@ def test_a_wrong_suite_names_every_problem(tmp_path, text, problems):
 
 
 def test_a_labels_file_names_the_classes(model, shards, tmp_path):
-    (tmp_path / "names.txt").write_text("red\ngreen\nblue\n\nyellow\nblack\nwhite\npink\n")
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\nyellow\nblack\nwhite\npink\n\n")
     path = tmp_path / "suite.yaml"
     path.write_text(
         f"tasks: [{{task: zero_shot, split: a, data: {shards}, labels: {tmp_path}/names.txt}}]"

@@ -32,12 +32,19 @@ def test_templates_of_cifar_are_clip_benchmarks():
 
 def test_names_of_a_list_or_a_file_may_not_repeat(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("cat\n\ndog\n")
+    path.write_text("cat\n dog\n\n")
     assert class_names.resolve_class_names(str(path)) == ["cat", "dog"]
     path.write_text("cat\ncat\n")
     for labels in (str(path), ["cat", "cat"]):
         with pytest.raises(ConfigError, match="label 'cat' is given more than once"):
             class_names.resolve_class_names(labels)
+
+
+def test_a_blank_line_between_names_is_refused(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("cat\n\ndog\n")
+    with pytest.raises(ConfigError, match="label 2 of 3 is blank"):
+        class_names.resolve_class_names(str(path))
 
 
 def test_a_repeated_name_is_shown_with_its_number():
