@@ -63,12 +63,14 @@ def test_under_autocast_products_are_bf16_and_the_sum_is_fp32():
 
 
 def test_no_more_logits_exist_than_the_vocabulary_takes():
-    hidden, weight, targets, mask = make(torch.float32, rows=2000, width=16, vocabulary=3000)
-    sizes = []
+    hidden, weight, targets, mask = make(torch.float32, rows=2000, width=64, vocabulary=3000)
+    sizes, heights = [], set()
 
     class Note(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.mm.default:
+                heights.add(len(args[0]))
             sizes.extend(
                 t.numel()
                 for t in (out if isinstance(out, tuple) else [out])
@@ -80,6 +82,7 @@ def test_no_more_logits_exist_than_the_vocabulary_takes():
         caption_loss(hidden, weight, targets, mask, tile_bytes=1)
     assert max(sizes) <= max(weight.numel(), hidden.numel())
     assert mask.sum() * len(weight) > 10 * max(sizes)
+    assert not any(height % 64 for height in heights - {len(weight)})  # each is a kernel that stays
 
 
 def test_a_batch_without_a_real_token_has_no_loss():

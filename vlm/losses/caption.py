@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vlm.losses.pairs import TILE_BYTES
+
+MULTIPLE = 64  # rows of a product: oneDNN compiles and keeps a kernel for each number of them
 
 
 def caption_loss(
@@ -28,7 +31,7 @@ def caption_loss(
         targets: Those tokens.
         mask: True where a target counts.
         tile_bytes: Of logits that may exist at a time; as many as `weight` takes, at least, since
-            its gradient is added up once a tile.
+            its gradient is added up once a tile, and those of 64 positions.
     """
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's own
         hidden[mask], weight, targets[mask], tile_bytes
@@ -43,21 +46,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tile_bytes: int
     ) -> Tensor:
-        dtype = _autocast_dtype(hidden)
-        x, w = hidden.to(dtype), weight.to(dtype)
+        dtype, num_rows = _autocast_dtype(hidden), len(hidden)
+        more = -num_rows % MULTIPLE
+        x, w = pad(hidden.to(dtype), (0, 0, 0, more)), weight.to(dtype)
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        wanted = pad(targets, (0, more))[:, None]
         loss = torch.zeros((), device=hidden.device, dtype=_at_least_fp32(hidden.dtype))
-        height = max(1, min(len(x), max(hidden.shape[1], tile_bytes // (4 * len(weight)))))
+        height = max(hidden.shape[1], tile_bytes // (4 * len(weight)))
+        height = max(1, height // MULTIPLE) * MULTIPLE
         for start in range(0, len(x), height):
             rows = slice(start, start + height)
+            count = min(num_rows - start, rows.stop - start)  # what follows is padding
             logits = (x[rows] @ w.T).to(loss.dtype)
-            logsumexp, target = logits.logsumexp(1, keepdim=True), targets[rows, None]
-            loss += (logsumexp - logits.gather(1, target)).sum()
+            logsumexp, target = logits.logsumexp(1, keepdim=True), wanted[rows]
+            loss += (logsumexp - logits.gather(1, target))[:count].sum()
             if any(ctx.needs_input_grad):
                 of_logits = logits.sub_(logsumexp).exp_()
                 of_logits.scatter_add_(1, target, -torch.ones_like(logsumexp))
                 of_logits = of_logits.to(dtype)
-                of_hidden[rows] = of_logits @ w
+                of_hidden[rows] = (of_logits @ w)[:count]
                 of_weight += of_logits.T @ x[rows]
         ctx.save_for_backward(of_hidden, of_weight)
         return loss
