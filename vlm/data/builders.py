@@ -41,6 +41,24 @@ class _Visit(NamedTuple):
     negative: Int[np.ndarray, " m"] | None
 
 
+class _Shelves:
+    """Pictures in blocks of memory: alone, each would lie in the way of a step's large tensors."""
+
+    block_bytes = 2**24
+
+    def __init__(self) -> None:
+        self.block = np.empty(0, dtype=np.uint8)
+
+    def keep(self, pixels: Pixels) -> Pixels:
+        """A copy of a picture, in a block with others."""
+        if pixels.nbytes > self.block.nbytes:
+            self.block = np.empty(max(self.block_bytes, pixels.nbytes), dtype=np.uint8)
+        place, self.block = np.split(self.block, [pixels.nbytes])
+        kept = place.reshape(pixels.shape)
+        kept[...] = pixels
+        return kept
+
+
 class TrainingBuilder:
     """Builds any micro-batch of training; lives in one worker, with its caches."""
 
@@ -74,6 +92,7 @@ class TrainingBuilder:
         self.has_texts_alone = dataset.has_texts_alone
         self.cache_room = cache_bytes
         self.cache: dict[int, _Kept] = {}
+        self.shelves = _Shelves()
         self.encode = lru_cache(maxsize=32768)(self._encode)
         self.blank_tokens = tokenizer("").numpy()
         self.context_length = tokenizer.context_length
@@ -172,7 +191,8 @@ class TrainingBuilder:
         if size_bytes > self.cache_room or not self.transform.can_reuse(width, height):
             return _Kept(sample.image, sample.captions, asked, false)
         self.cache_room -= size_bytes
-        self.cache[sample_id] = _Kept(encoded.pixels(), sample.captions, asked, false)
+        pixels = self.shelves.keep(encoded.pixels())
+        self.cache[sample_id] = _Kept(pixels, sample.captions, asked, false)
         return self.cache[sample_id]
 
     def _encode(self, caption: str) -> tuple[Int[np.ndarray, " l"], int]:
