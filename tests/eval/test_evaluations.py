@@ -148,6 +148,17 @@ def test_only_what_changed_is_measured_again(measured, make_model, suite, shards
     assert measured(suite, out, of=another) == ["zero_shot"]
 
 
+def test_a_table_of_captions_counts_too(measured, suite, shards, tmp_path):
+    out, table = tmp_path / "out.json", tmp_path / "names.tsv"
+    table.write_text("label\tname\nred\tA red one.\nblue\tA blue one.\n")
+    of = f"{{table: {table}, key: label, column: name}}"
+    suite.write_text(f"tasks: [{{task: retrieval, split: val, data: {shards}, captions: {of}}}]")
+    assert measured(suite, out) == ["retrieval"]
+    assert measured(suite, out) == []
+    table.write_text(table.read_text().replace("A blue", "The blue"))
+    assert measured(suite, out) == ["retrieval"]
+
+
 def test_the_hash_is_of_weights_and_all_around_them(model, make_model):
     assert model_hash(make_model()) == model_hash(model)
     assert model_hash(make_model(captioner=False)) != model_hash(model)

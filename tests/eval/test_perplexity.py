@@ -87,6 +87,13 @@ def test_masked_tokens_are_counted_and_not_all(measured):
     assert share == pytest.approx(MASKED, abs=0.08)
 
 
+def test_what_is_foreseen_is_part_of_the_protocol(measured):
+    protocols = {
+        measured(captioner=False, **KINDS[kind])[2].protocol for kind in ("causal", "masked")
+    }
+    assert len(protocols) == 2
+
+
 def test_a_model_that_predicts_no_words_is_refused(measured):
     with pytest.raises(ConfigError, match="predicts no words"):
         measured(captioner=False)

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from vlm.errors import ConfigError, DataError
-from vlm.eval.suite import evaluate, load_suite, render
+from vlm.eval.finished import why_not
+from vlm.eval.suite import check_suite, evaluate, load_suite, render
 
 SUITE = """
 tasks:
@@ -67,6 +68,27 @@ def test_a_suite_that_does_not_fit_the_model_at_all_is_an_error(
         evaluate(model, path)
 
 
+def test_what_a_suite_names_is_looked_at_before_any_picture(model, shards, tmp_path, monkeypatch):
+    path = tmp_path / "suite.yaml"
+    monkeypatch.setattr(model, "encode_pixels", None)
+    for wrong, problem in (
+        ("labels: clases.txt", "zero_shot-val: labels file clases.txt: can't be read"),
+        ("templates: sinple", "zero_shot-val: templates 'sinple' is neither"),
+    ):
+        path.write_text(f"tasks: [{{task: zero_shot, split: val, data: {shards}, {wrong}}}]")
+        with pytest.raises(ConfigError, match=problem):
+            evaluate(model, path)
+        with pytest.raises(ConfigError, match=problem):
+            check_suite(path)
+    path.write_text("tasks: [{task: caption, split: val, data: nowhere-*.tar}]")
+    with pytest.raises(DataError, match=r"caption-val: .*nowhere"):
+        check_suite(path)
+
+
+def test_a_markdown_file_is_no_place_for_results(model, suite, tmp_path):
+    assert "give a .json" in why_not(tmp_path / "out.md", model, [])
+
+
 def test_a_problem_of_a_task_names_the_task(model, shards, tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(f"tasks: [{{task: zero_shot, split: val, data: {shards}, label: breed}}]")
@@ -112,11 +134,15 @@ def test_a_wrong_suite_names_every_problem(tmp_path, text, problems):
 
 
 def test_a_labels_file_names_the_classes(model, shards, tmp_path):
-    (tmp_path / "names.txt").write_text("red\ngreen\nblue\nyellow\nblack\nwhite\npink\n\n")
+    names = "red\ngreen\nblue\n\nyellow\nblack\nwhite\npink\n"
+    (tmp_path / "names.txt").write_text(names)
     path = tmp_path / "suite.yaml"
     path.write_text(
         f"tasks: [{{task: zero_shot, split: a, data: {shards}, labels: {tmp_path}/names.txt}}]"
     )
+    with pytest.raises(ConfigError, match="label 4 of 8 is blank"):  # or numbers would shift
+        evaluate(model, path)
+    (tmp_path / "names.txt").write_text(names.replace("\n\n", "\n") + "\n\n")
     results = evaluate(model, path, log=lambda _: None)
     assert results[0]["chance"] == 1 / 7
 

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from vlm.checkpoint import list_checkpoints, load_newest
+from vlm.config.load import load_config
+from vlm.errors import DataError
 from vlm.eval.suite import evaluate
 from vlm.hub.load import load
 from vlm.report.page import write_report
+from vlm.runtime.distributed import Ranks
+from vlm.training import evaluation, loop
+from vlm.training.plan import print_plan
 
 TIMES = ("time_s", "samples_per_s", "data_wait", "eta_s", "mfu", "peak_memory_gib", "flops_per_s")
 SHORT = ("train.steps=9", "optim.name=adamw", "optim.warmup_steps=2", "run.log_every_steps=2")
@@ -60,6 +65,27 @@ def test_it_changes_nothing_but_what_is_measured(train, metrics, suite, tmp_path
         assert numbers.items() <= line.items()
         assert f"step {step}: zero_shot-val acc1 {rows[0]['value']:.4f}  caption-val" in said
     assert "zero_shot-val: acc1 in %" in write_report(tmp_path / "run").read_text()
+
+
+def test_a_run_outlives_what_cannot_be_measured(config, suite, tmp_path, monkeypatch, capsys):
+    def fails(model, path, *, out, log):
+        if out is None:
+            raise DataError("val: a shard is gone")
+        return []
+
+    monkeypatch.setattr(evaluation, "evaluate", fails)
+    words = [*SHORT, f"run.dir={tmp_path}/run", f"eval.suite={suite}", "eval.every_steps=4"]
+    assert loop.train(config, words).results == []
+    said = capsys.readouterr().out
+    assert "warning: step 8 is not measured: val: a shard is gone" in said
+
+
+def test_a_suite_of_what_is_not_there_stops_no_run_on_its_way(config, tmp_path):
+    path = tmp_path / "suite.yaml"
+    path.write_text("tasks: [{task: caption, split: val, data: nowhere-*.tar}]")
+    for run in (loop.train, lambda *words: print_plan(load_config(*words), Ranks())):
+        with pytest.raises(DataError, match=r"caption-val: .*nowhere"):
+            run(config, [*SHORT, f"run.dir={tmp_path}/run", f"eval.suite={path}"])
 
 
 def test_the_last_results_are_those_of_the_model_that_is_saved(train, suite, tmp_path):

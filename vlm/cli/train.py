@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
         from vlm.runtime import torchvision_guard
 
         torchvision_guard.install()
-        from vlm.runtime.distributed import Ranks
+        from vlm.runtime.distributed import ranks_from_environment
         from vlm.training.plan import print_plan
 
-        print_plan(config, Ranks())
+        print_plan(config, ranks_from_environment())
         return 0
     if args.profile:
         from vlm.runtime import torchvision_guard

@@ -1,5 +1,6 @@
 """The perplexity task: how surprising the words of captions are to the model."""
 
+import hashlib
 import math
 from collections.abc import Hashable
 from typing import Any
@@ -36,7 +37,7 @@ def perplexity(source: Source) -> Outcome:
 
     Raises:
         ConfigError: The model has neither a captioner nor a language head.
-        DataError: No readable picture has a caption.
+        DataError: No readable picture has a caption, or of all captions no token is masked.
     """
     found = surprise(source)
     seen = zip(found.items, found.sample_ids, found.values, strict=True)
@@ -48,15 +49,25 @@ def perplexity(source: Source) -> Outcome:
     rows = []
     for name in sorted(chosen[0][1]):
         sums = np.array([value[name] for _, value in chosen])
+        if not sums[:, 1].any():
+            raise DataError(f"{len(chosen)} captions have no token that is masked: give more")
         rows.append(_row(f"{name}_perplexity", sums, clusters, chance))
     details: dict[str, Any] = {
         "skipped": found.skipped,
         "num_without_caption": len(found.items) - len(chosen),
         "num_tokens": {name: sum(v[name][1] for _, v in chosen) for name in chosen[0][1]},
     }
-    tokenizer = source.model.tokenizer
-    settings = {"cleaning": tokenizer.cleaning, "vocab_size": tokenizer.vocab_size}
-    return Outcome(rows, source.protocol("perplexity", **settings), details)
+    return Outcome(rows, source.protocol("perplexity", **_settings(source.model)), details)
+
+
+def _settings(model: VisionLanguageModel) -> dict[str, Any]:
+    """Which tokens are counted, and what each is foreseen from."""
+    tokenizer, text = model.tokenizer, model.config.text
+    return {
+        "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        "context_length": tokenizer.context_length,
+        "text_attention": text.attention if text.language_head else None,
+    }
 
 
 def surprise(source: Source) -> Described:

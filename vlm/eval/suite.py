@@ -71,6 +71,9 @@ def evaluate(
     log = log if is_main else _silent
     with distributed.agreed():
         tasks = load_suite(suite)
+        for task in tasks:
+            with _named(task):
+                task.check()
         if not isinstance(model, VisionLanguageModel):
             model = load(model, device=device)
         tasks = _fitting(tasks, model, log)
@@ -195,6 +198,20 @@ def load_suite(path: str | Path) -> list[Task]:
     return tasks
 
 
+def check_suite(path: str | Path) -> None:
+    """Open all that a suite names, and measure nothing.
+
+    Raises:
+        ConfigError: The suite, or a text file that it names, is wrong.
+        DataError: Data is missing or damaged.
+    """
+    for task in load_suite(path):
+        with _named(task):
+            task.check()
+            for data in (task.data, *task.other_data()):
+                open_data(data)
+
+
 def render(results: Sequence[Result], *, width: int = 120) -> str:
     """Results as a table of plain text."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -235,6 +252,8 @@ def _problem(error: dict[str, Any], names: list[str]) -> str:
     if error["type"] == "missing":
         return f"needs `{'.'.join((key, *inner))}:`"
     if key == "split":
+        if not isinstance(error["input"], str):
+            return f"split ({error['input']}) must be a text; put it into quotes"
         return "split must be a short name of letters, digits, _, - and ."
     return f"{key} ({error['input']!r}): {error['msg'][0].lower()}{error['msg'][1:]}"
 
@@ -248,12 +267,15 @@ def _unknown(key: str, names: list[str], *, what: str = "key") -> str:
 
 def _fitting(tasks: list[Task], model: VisionLanguageModel, log: Log) -> list[Task]:
     fitting = [task for task in tasks if task.fits(model)]
-    left_out = ", ".join(task.name for task in tasks if task not in fitting)
-    reason = "this model has no captioner; model.captioner.width=... in its config trains one"
+    left_out: dict[str, list[str]] = {}
+    for task in tasks:
+        if task not in fitting:
+            left_out.setdefault(task.lacking, []).append(task.name)
+    lines = [f"{', '.join(names)}: this model has {reason}" for reason, names in left_out.items()]
     if not fitting:
-        raise ConfigError(f"no task of the suite fits ({left_out}): {reason}")
-    if left_out:
-        log(f"left out: {left_out}: {reason}")
+        raise ConfigError([f"no task of the suite fits: {line}" for line in lines])
+    for line in lines:
+        log(f"left out: {line}")
     return fitting
 
 

@@ -1,7 +1,7 @@
 """The catalogue of tasks: the settings each has in a suite, and the function that it runs."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from vlm.config.schema import STRICT, Count
 from vlm.curate.benchmark_folder import CLASS_NAMES, TEMPLATES, benchmark_text
 from vlm.eval import probes
-from vlm.eval.caption_table import read_caption_table
+from vlm.eval.caption_table import CaptionTable, read_caption_table
 from vlm.eval.captions import caption, describe
 from vlm.eval.classification import zero_shot
 from vlm.eval.grounding import grounding
@@ -18,7 +18,8 @@ from vlm.eval.questions import answer, questions
 from vlm.eval.retrieval import EqualCaptions, retrieval
 from vlm.eval.source import Outcome, Source
 from vlm.eval.swaps import swap
-from vlm.heads.class_names import NAMED_SETS, read_labels
+from vlm.heads.class_names import NAMED_SETS, check_class_names, read_labels
+from vlm.heads.zero_shot import resolve_templates
 from vlm.inference import VisionLanguageModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]  # part of a file's name
@@ -32,6 +33,7 @@ class Task(ABC):
     task: str
     split: Name
     data: Text | list[Text]  # DATA, relative to the working directory
+    lacking: ClassVar[str] = "no captioner; model.captioner.width=... in its config trains one"
 
     @property
     def name(self) -> str:
@@ -45,6 +47,15 @@ class Task(ABC):
     def other_data(self) -> list[str | list[str]]:
         """DATA that it reads beside its own, as training data."""
         return []
+
+    def check(self) -> object:
+        """Read the text files that its settings name.
+
+        Raises:
+            ConfigError: One is not there, or wrong.
+            DataError: One is damaged.
+        """
+        return None
 
     def look(self, source: Source) -> object:
         """What all ranks do together before rank 0 measures alone: see the pictures."""
@@ -74,8 +85,15 @@ class ZeroShotTask(Task):
             source,
             label=self.label,
             class_names=self._class_names(),
-            templates=self._templates() if self.templates is None else self.templates,
+            templates=self._templates(),
         )
+
+    def check(self) -> object:
+        """Class names and templates."""
+        names = self._class_names()
+        if names is not None:
+            check_class_names(names, may_repeat=True)
+        return names, resolve_templates(self._templates())
 
     def _class_names(self) -> list[str] | None:
         if self.labels is not None:
@@ -83,7 +101,9 @@ class ZeroShotTask(Task):
         path = benchmark_text(self.data, CLASS_NAMES)
         return None if path is None else read_labels(path)
 
-    def _templates(self) -> str:
+    def _templates(self) -> str | list[str]:
+        if self.templates is not None:
+            return self.templates
         path = benchmark_text(self.data, TEMPLATES)
         if path is not None:
             return str(path)
@@ -107,12 +127,19 @@ class RetrievalTask(Task):
     equal_captions: EqualCaptions = "merge"  # merge: one query | keep: one each, as the field does
     captions: CaptionsFrom | None = None  # by default the data's own
 
+    def check(self) -> object:
+        """The table of captions."""
+        return self._table()
+
     def run(self, source: Source) -> Outcome:
         """Measure it."""
-        place, table = self.captions, None
-        if place is not None:
-            table = read_caption_table(place.table, key=place.key, column=place.column)
-        return retrieval(source, equal_captions=self.equal_captions, table=table)
+        return retrieval(source, equal_captions=self.equal_captions, table=self._table())
+
+    def _table(self) -> CaptionTable | None:
+        place = self.captions
+        if place is None:
+            return None
+        return read_caption_table(place.table, key=place.key, column=place.column)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -242,6 +269,10 @@ class PerplexityTask(Task):
     """Foresee the words of captions."""
 
     task: Literal["perplexity"]
+    lacking: ClassVar[str] = (
+        "neither a captioner nor a language head; model.captioner.width=... or "
+        "model.text.language_head=true in its config trains one"
+    )
 
     def fits(self, model: VisionLanguageModel) -> bool:
         """Whether anything in it predicts words."""

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from vlm.errors import ConfigError, DataError, DiskError
 from vlm.eval.results import write_json
-from vlm.eval.suite import evaluate, load_suite
+from vlm.eval.suite import check_suite, evaluate
 from vlm.inference import VisionLanguageModel
 from vlm.runtime import distributed
 from vlm.runtime.device import arithmetic
 from vlm.runtime.watch import Watch
-from vlm.training.run_log import RunLog
+from vlm.training.run_log import MEASURED, RunLog
 from vlm.training.saving import trained_module
 from vlm.training.setup import Parts
 from vlm.training.step import StepResult
@@ -31,7 +32,7 @@ class Evaluation:
         folder: The run's.
 
     Raises:
-        ConfigError: The suite is wrong: better now than after the last step.
+        ConfigError, DataError: The suite, or what it names, is wrong: better now than later.
     """
 
     def __init__(self, parts: Parts, folder: Path) -> None:
@@ -40,26 +41,33 @@ class Evaluation:
         self.suite = parts.config.eval.suite
         if self.suite is not None:
             with distributed.agreed():
-                load_suite(self.suite)
+                if distributed.rank() == 0:
+                    check_suite(self.suite)
 
     def after(
         self, done: int, result: StepResult, *, log: RunLog, watch: Watch
     ) -> dict[str, float]:
         """What is measured after `done` steps, by name in the log; empty where nothing is due.
 
-        The last step's is `at_end`; a step that ends the run early is not measured.
+        The last step's is `at_end`; a step that ends the run early is not measured. What cannot be
+        measured is said, and training goes on.
         """
         every = self.parts.config.eval.every_steps
         if not every or done % every or done == self.parts.num_steps or result.stop:
             return {}
         watch.end("measuring")  # takes its time; ranks wait for each other, and no longer
-        with log.paused(), _unseen(self.parts.step.device):
-            results = self._measure(trained_model(self.parts), None, lambda line: None)
+        try:
+            with log.paused(), _unseen(self.parts.step.device):
+                results = self._measure(trained_model(self.parts), None, lambda line: None)
+        except (ConfigError, DataError, DiskError) as error:
+            log.say(f"warning: step {done} is not measured: {'; '.join(error.problems)}")
+            return {}
         if distributed.rank() == 0:
             write_json(self.folder / "evals" / f"step-{done:08}.json", results)
             log.say(f"step {done}: {_primary(results)}")
         return {
-            f"eval/{row['task']}-{row['split']}/{row['metric']}": row["value"] for row in results
+            f"{MEASURED}{row['task']}-{row['split']}/{row['metric']}": row["value"]
+            for row in results
         }
 
     def at_end(self, model: VisionLanguageModel) -> Results:

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm.config.schema import Config
+from vlm.eval.suite import check_suite
 from vlm.heads.model import VisionLanguageModule
+from vlm.runtime import distributed
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
 
@@ -17,14 +19,22 @@ MAX_LOOKED_AT = 10_000_000  # samples: a second for local indexes
 def print_plan(config: Config, ranks: Ranks, console: Console | None = None) -> None:
     """Print parameters by part, steps, samples, epochs, and an estimate of a rank's memory.
 
+    Under torchrun it is the plan of so many ranks, by rank 0. The suite is looked at, too.
+
     Raises:
         ConfigError, DataError: As training would.
     """
-    parts = build_parts(config, ranks)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in plan(parts, ranks):
-        table.add_row(name, value)
-    (console or Console(highlight=False)).print(table)
+    try:
+        parts = build_parts(config, ranks)
+        if ranks.is_main and config.eval.suite is not None:
+            check_suite(config.eval.suite)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in plan(parts, ranks):
+            table.add_row(name, value)
+        if ranks.is_main:
+            (console or Console(highlight=False)).print(table)
+    finally:
+        distributed.stop()
 
 
 def plan(parts: Parts, ranks: Ranks) -> Iterator[tuple[str, str]]:
