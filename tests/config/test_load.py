@@ -148,6 +148,9 @@ def test_a_misspelt_key_is_not_reported_as_missing_too(problems):
          "add model.captioner: {}, or remove it"),
         ("eval: {every_steps: 5}", 1,
          "eval.every_steps does nothing without eval.suite, a YAML file of tasks"),
+        ("run: {keep_best: 'max:eval/zero_shot-val/acc1'}", 1,
+         "run.keep_best: eval/zero_shot-val/acc1 is measured by eval.every_steps alone; "
+         "set it, too"),
         ("run: {wandb_project: birds}", 1,
          "run.wandb_project does nothing without run.trackers: [wandb]"),
         ("run: {trackers: [wandb, mlflow]}", 1,

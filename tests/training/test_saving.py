@@ -38,9 +38,10 @@ def make(config, tmp_path):
     return make
 
 
-def log_loss(saver, step, loss):
+def log_loss(saver, step, loss, **measured):
     result = StepResult({"loss": loss}, 1.0, False, 1e-3, 14.0, 16, 0, 0, 0.1, Tally())
-    saver.log.write(step, result, data_wait_s=0.0, counters={"bad_samples": 0, "skipped_steps": 0})
+    counters = {"bad_samples": 0, "skipped_steps": 0}
+    saver.log.write(step, result, data_wait_s=0.0, counters=counters, measured=measured)
 
 
 def files(folder):
@@ -133,6 +134,31 @@ def test_a_metric_that_the_log_does_not_have_is_refused(make):
     parts, saver = make("run.keep_best=max:acc1")
     log_loss(saver, 0, 1.0)
     with pytest.raises(ConfigError, match="the log has no acc1; it has step, time_s, loss"), saver:
+        saver.save(1, parts, BAD)
+
+
+METRIC = "eval/zero_shot-val/acc1"
+
+
+def test_the_best_by_the_suite_is_saved_when_it_is_measured(make, tmp_path):
+    words = ("eval.suite=emoji_demo", "eval.every_steps=2", "run.save_every_steps=0")
+    parts, saver = make(f"run.keep_best=max:{METRIC}", *words, "run.save_every_minutes=0")
+    with saver:
+        for done, score in enumerate([None, 0.9, None, 0.5, None, None, None], start=1):
+            log_loss(saver, done - 1, 1.0, **({} if score is None else {METRIC: score}))
+            assert saver.due(done, parts.step.device) == (done % 2 == 0)
+            if done % 2 == 0 or done == 7:  # also what could not be measured, and the last
+                saver.save(done, parts, BAD)
+    folder = tmp_path / "checkpoints"
+    assert [p.name[-1] for p in checkpoint.list_checkpoints(folder)] == ["2", "6", "7"]
+    assert checkpoint.best(folder, f"max:{METRIC}").name == "step-00000002"
+
+
+def test_a_metric_that_the_suite_does_not_have_is_refused(make):
+    words = ("eval.suite=emoji_demo", "eval.every_steps=2")
+    parts, saver = make("run.keep_best=max:eval/zero_shot-val/acc", *words)
+    log_loss(saver, 0, 1.0, **{METRIC: 0.5})
+    with pytest.raises(ConfigError, match="the log has no eval/zero_shot-val/acc; it has"), saver:
         saver.save(1, parts, BAD)
 
 

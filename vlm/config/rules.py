@@ -42,6 +42,10 @@ def _broken_rules(config: Config) -> Iterator[Problem]:
     if config.eval.every_steps and config.eval.suite is None:
         keys = ("eval.every_steps", "eval.suite")
         yield Problem(keys, f"{keys[0]} does nothing without {keys[1]}, a YAML file of tasks")
+    best = (config.run.keep_best or "").partition(":")[2]
+    if best.startswith("eval/") and not config.eval.every_steps:
+        keys = ("run.keep_best", "eval.every_steps")
+        yield Problem(keys, f"{keys[0]}: {best} is measured by {keys[1]} alone; set it, too")
     for name, value in config.model.image.kwargs.items():
         if value in ("yes", "no", "on", "off", "None"):  # to timm, each of these texts is true
             key = printable(f"model.image.kwargs.{name}")

@@ -22,6 +22,8 @@ from vlm.training.accounts import Accounts
 from vlm.training.step import StepResult
 from vlm.training.trackers import Trackers
 
+MEASURED = "eval/"  # begins the names of the suite's metrics
+
 
 class RunLog:
     """Writes one line of metrics every few steps.

@@ -19,7 +19,7 @@ from vlm.optim import Muon
 from vlm.runtime import distributed
 from vlm.runtime.files import remove_leftovers
 from vlm.runtime.sharded import local, part_of, whole
-from vlm.training.run_log import RunLog
+from vlm.training.run_log import MEASURED, RunLog
 from vlm.training.setup import Parts
 from vlm.training.step import TrainStep
 
@@ -31,6 +31,8 @@ _STATE: dict[type, tuple[str, ...]] = {  # what an optimiser keeps of a paramete
 
 class Saver:
     """Decides when to save, the same on all ranks; rank 0 writes, one save at a time.
+
+    Where run.keep_best names what the suite measures, each measured step is saved, too.
 
     A failed save leaves older checkpoints intact and is tried again when the next is due; the third
     in a row ends the run, as does a failed last one. Leaving the `with` block waits for the last.
@@ -59,8 +61,10 @@ class Saver:
         """
         if self._pending is not None and self._pending.done():
             self._collect()
-        run = self.config.run
+        run, every = self.config.run, self.config.eval.every_steps
         if run.save_every_steps and done % run.save_every_steps == 0:
+            return True
+        if every and done % every == 0 and _is_measured(run.keep_best):
             return True
         if not run.save_every_minutes:
             return False
@@ -72,10 +76,13 @@ class Saver:
         """Write a checkpoint of `done` steps; with run.async_save, from a copy, in the thread.
 
         Raises:
-            DiskError: A save has failed for the third time in a row.
+            ConfigError: run.keep_best names what the log has not.
+        DiskError: A save has failed for the third time in a row.
         """
         self.last_save = time.monotonic()
         self._collect()
+        with distributed.agreed():
+            metric = self._metric(done)
         groups = {name: _whole(tensors) for name, tensors in _groups(parts.step).items()}
         if distributed.rank() != 0:
             return
@@ -85,7 +92,7 @@ class Saver:
             self.folder,
             done,
             _snapshot(groups) if run.async_save else groups,
-            {"step": done, **_data_state(parts), **self._metric(), **counters},
+            {"step": done, **_data_state(parts), **metric, **counters},
             keep=run.keep_checkpoints,
             keep_best=run.keep_best,
         )
@@ -130,17 +137,25 @@ class Saver:
                     f"(failure {len(self._failures)} of {self.max_failures})"
                 )
 
-    def _metric(self) -> dict[str, Any]:
-        """What run.keep_best names, in the last log line; None where that is not finite."""
+    def _metric(self, done: int) -> dict[str, Any]:
+        """What run.keep_best names, in the last log line; None if not finite, or not measured."""
         rule = self.config.run.keep_best
         line = self.log.last if self.log else {}
         if rule is None or not line:
             return {}
         name = rule.partition(":")[2]
+        is_measured = line["step"] == done and any(key.startswith(MEASURED) for key in line)
+        if _is_measured(rule) and not is_measured:
+            return {"metric": {"rule": rule, "value": None}}
         if not isinstance(line.get(name, ""), float | int | None):
             names = ", ".join(key for key, value in line.items() if not isinstance(value, str))
             raise ConfigError(f"run.keep_best: the log has no {name}; it has {names}")
         return {"metric": {"rule": rule, "value": line[name]}}
+
+
+def _is_measured(rule: str | None) -> bool:
+    """Whether a run.keep_best is of a metric of the suite, which few log lines have."""
+    return rule is not None and rule.partition(":")[2].startswith(MEASURED)
 
 
 def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
@@ -177,11 +192,13 @@ def restore(folder: Path, parts: Parts) -> dict[str, Any] | None:
 
 
 def trained_module(parts: Parts) -> VisionLanguageModule:
-    """A copy with averaged weights, if there are any; all ranks must ask for it together."""
+    """A copy in host memory with averaged weights, if any; all ranks must ask for it together."""
     step = parts.step
     trained = {**step.module.state_dict(), **(step.averaged.shadow if step.averaged else {})}
-    module = build_model(parts.config.model, parts.tokenizer).to(step.device)
-    module.load_state_dict({name: whole(tensor) for name, tensor in trained.items()})
+    module = build_model(parts.config.model, parts.tokenizer)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():  # one whole tensor at a time on a device
+            tensor.copy_(whole(trained[name]).reshape(tensor.shape))
     return module
 
 
