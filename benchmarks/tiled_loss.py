@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.losses.contrastive import info_nce
-from vlm.losses.pairs import Pairs
+from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES, Pairs
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -106,15 +106,16 @@ def resident(name: str) -> int:
 
 
 def tiled(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-    ids = torch.arange(len(image))
+    ids = torch.arange(len(image), device=image.device)
     pairs = Pairs(ids, ids, torch.ones_like(ids, dtype=torch.bool))
-    loss = info_nce(image, text, scale, pairs)
+    tile_bytes = TILE_BYTES if image.device.type == "cpu" else GPU_TILE_BYTES
+    loss = info_nce(image, text, scale, pairs, tile_bytes=tile_bytes)
     return (loss.detach(), *torch.autograd.grad(loss, (image, text, scale)))
 
 
 def cross_entropies(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """As CLIP's figure 3 has it, and open_clip's loss computes it."""
-    labels = torch.arange(len(image))
+    labels = torch.arange(len(image), device=image.device)
     logits_per_image, logits_per_text = scale * image @ text.T, scale * text @ image.T
     loss = (
         F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels)

@@ -21,7 +21,7 @@ def sigmoid(image, text, scale, bias, pairs, smoothing=0.0):
     total, rows = 0.0, rows_of(pairs, keep)
     for i in keep:
         positives, columns = rows[i]
-        z = torch.tensor([1.0 if j in positives else -1.0 for j in columns], dtype=image.dtype)
+        z = image.new_tensor([1.0 if j in positives else -1.0 for j in columns])
         total = total + F.softplus(-z * (scale * (text[columns] @ image[i]) + bias)).sum()
     return total / len(keep)
 

@@ -8,6 +8,7 @@ import pytest
 from vlm.config.load import load_config
 from vlm.errors import ConfigError
 from vlm.runtime.distributed import Ranks
+from vlm.training import setup
 from vlm.training.memory import GIB, MemoryPlan
 from vlm.training.setup import build_parts
 
@@ -50,6 +51,29 @@ def test_a_budget_chooses_the_micro_batch_of_the_run(config):
     parts = build(config, **size, **{"train.memory_budget_gib": budget})
     assert parts.step.objective.micro_batch_size == parts.memory.micro_batch_size
     assert 500 < parts.memory.micro_batch_size < 3500
+
+
+def test_a_device_that_has_no_room_for_the_batch_chooses_too(config, monkeypatch, capsys):
+    size = {"train.global_batch_size": 4096}
+    plain = build(config, **size).memory
+    assert plain.micro_batch_size is None
+    room = (plain.total - plain.activations / 2) / setup.DEVICE_SHARE
+    monkeypatch.setattr(setup, "memory_bytes", lambda device: int(room))
+    found = build(config, **size).memory.micro_batch_size
+    assert 500 < found < 3500
+    assert f"4,096 samples a rank has no room in {room * 0.9 / GIB:.0f} GiB" in (
+        said := capsys.readouterr().out
+    )
+    assert f"{found:,} at a time" in said
+    assert build(config, **size, **{"train.micro_batch_size": 4000}).memory.micro_batch_size == 4000
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(config, capsys):
+    build(config, **{"optim.warmup_steps": 29})
+    assert "warmup" not in capsys.readouterr().out
+    build(config, **{"optim.warmup_steps": 30})
+    told = "warning: optim.warmup_steps (30) is not less than the run's 30 steps"
+    assert told in capsys.readouterr().out
 
 
 def test_checkpointed_blocks_keep_less(config):

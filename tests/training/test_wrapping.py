@@ -76,6 +76,7 @@ TWO_RANKS = {
         "train.checkpoint_activations=true",
         "train.micro_batch_size=3",
     ],
+    "ddp, compiled, cached": ["train.compile=always", "train.micro_batch_size=4"],
     "fsdp, compiled, cached": [
         "train.strategy=fsdp",
         "train.compile=always",

@@ -25,4 +25,4 @@ def hard_negative_loss(
         present: Which rows have one.
     """
     nearer = (image * (negative - text)).sum(dim=1)  # to the false caption than to the true one
-    return F.softplus(logit_scale * nearer)[present].sum()
+    return F.softplus(logit_scale * nearer).where(present, 0.0).sum()

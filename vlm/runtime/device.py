@@ -1,6 +1,9 @@
 """Which device and which arithmetic to use."""
 
 import contextlib
+import os
+import shutil
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -24,7 +27,28 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise ConfigError(f'device "{name}" is none of auto, cpu, cuda, mps')
     if not available.get(kind, True):
         raise ConfigError(f"device {name} is not available on this machine; use device=auto")
-    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {device} is not there: this machine has {torch.cuda.device_count()} GPUs; "
+            "start no more processes than that on it (torchrun --nproc-per-node)"
+        )
+    return device
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile pays and works there: a GPU that Triton knows, and a C compiler."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    compilers = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Of a GPU; None of what shares it with other processes."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -50,8 +74,9 @@ def _has_bf16(device: torch.device) -> bool:
 def arithmetic(
     precision: Precision, device: torch.device
 ) -> contextlib.AbstractContextManager[None]:
-    """The autocast context of a forward pass; also sets the matrix precision of fp32 products."""
+    """The autocast context of a forward pass; also sets what fp32 products and convolutions are."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch's own default is True
     if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

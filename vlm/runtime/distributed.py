@@ -57,8 +57,8 @@ def start(ranks: Ranks, device: torch.device, *, timeout_s: float) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=bound)
 
 
 def stop() -> None:

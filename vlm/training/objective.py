@@ -98,7 +98,7 @@ class Objective:
         }
         loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         usable = _has_text(batch)
-        num_tokens = torch.tensor(float(tokens.numel()), device=tokens.device)
+        num_tokens = loss.new_full((), tokens.numel())
         shares = {
             **{name: term.detach().float() for name, term in terms.items()},
             "loss": loss.detach(),

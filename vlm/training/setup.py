@@ -13,14 +13,13 @@ from vlm.data.batch import Batch
 from vlm.data.dataset import Dataset
 from vlm.data.loader import training_batches
 from vlm.data.questions import Questions
-from vlm.data.samples import value_at
 from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
 from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES
 from vlm.optim import AveragedWeights, build_optimizers
 from vlm.runtime import distributed
-from vlm.runtime.device import Precision, choose_device, choose_precision
+from vlm.runtime.device import Precision, choose_device, choose_precision, memory_bytes
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.peak import peak_flops
 from vlm.runtime.seeding import derive
@@ -28,13 +27,15 @@ from vlm.tokenizer import Tokenizer, build_tokenizer
 from vlm.training.accounts import Accounts
 from vlm.training.beginning import begin_with
 from vlm.training.flops import count_flops
-from vlm.training.memory import MemoryPlan, plan_memory
+from vlm.training.memory import GIB, MemoryPlan, plan_memory
 from vlm.training.objective import Objective
 from vlm.training.sources import TrainingData, open_training_data
 from vlm.training.step import TrainStep
 from vlm.training.teaching import load_teacher
 from vlm.training.trackers import Trackers
 from vlm.training.wrapping import blocks, checkpoint_blocks, freeze, wrap
+
+DEVICE_SHARE = 0.9  # of a GPU's memory: the rest is its context, the allocator's and NCCL's
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,6 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
     distributed.start(ranks, device, timeout_s=config.run.rank_timeout_s)
     with distributed.main_first():
         data = open_training_data(config, log=print if ranks.is_main else lambda _: None)
-    _refuse_absent_fields(config, data.dataset)
     tokenizer = tokenizer_for(config, data.dataset)
     torch.manual_seed(derive("weights", train.seed))
     module = build_model(config.model, tokenizer)
@@ -123,15 +123,13 @@ def build_parts(config: Config, ranks: Ranks) -> Parts:
             print(f"{train.init_from} has no {', '.join(fresh)}: fresh weights there")
     module.to(device)
     num_steps = count_steps(config, len(data.dataset))
+    if ranks.is_main and config.optim.warmup_steps >= num_steps:
+        print(
+            f"warning: optim.warmup_steps ({config.optim.warmup_steps:,}) is not less than the "
+            f"run's {num_steps:,} steps: the learning rate never gets to optim.lr"
+        )
     step, memory, accounts = _build_step(config, module, tokenizer, num_steps, device, ranks)
     return Parts(config, data, tokenizer, num_steps, step, trackers, memory, accounts)
-
-
-def _refuse_absent_fields(config: Config, dataset: Dataset) -> None:
-    for key in ("questions", "hard_negatives"):
-        name = getattr(config.data, key)
-        if name is not None and all(value_at(meta, name) is None for meta in dataset.metas()):
-            raise ConfigError(f'data.{key}: no sample\'s json has a field "{name}"')
 
 
 def _build_step(
@@ -151,9 +149,18 @@ def _build_step(
     objective = _build_objective(config, module, tokenizer, device)
     flops = count_flops(module, objective) if ranks.is_main else None
     memory = _plan_memory(config, module, objective, tokenizer, precision, ranks)
-    if train.memory_budget_gib is not None:
-        memory = memory.within(train.memory_budget_gib)
+    budget = train.memory_budget_gib
+    if budget is None and train.micro_batch_size is None and not _batch_norms(module):
+        budget = _device_budget(memory, device)
+    if budget is not None:
+        memory = memory.within(budget)
         objective = objective.in_parts(memory.micro_batch_size)
+        if train.memory_budget_gib is None and ranks.is_main:
+            print(
+                f"a step of {memory.rows:,} samples a rank has no room in {budget:.0f} GiB: "
+                f"{memory.micro_batch_size:,} at a time, with equal gradients "
+                "(train.micro_batch_size chooses)"
+            )
     accounts = None
     if flops is not None:
         peak = peak_flops(device, precision)
@@ -179,6 +186,14 @@ def _build_step(
         device=device,
     )
     return step, memory, accounts
+
+
+def _device_budget(memory: MemoryPlan, device: torch.device) -> float | None:
+    """What a GPU has, in GiB, if the plan asks for more."""
+    there = memory_bytes(device)
+    if there is None or memory.total <= DEVICE_SHARE * there:
+        return None
+    return DEVICE_SHARE * there / GIB
 
 
 def _plan_memory(
@@ -240,7 +255,7 @@ def _build_objective(
 
 def _refuse_batch_norm(module: nn.Module, config: Config, ranks: Ranks) -> None:
     """Its statistics are of the rows that are computed together, and count every pass."""
-    norms = [n for n, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = _batch_norms(module)
     if not norms:
         return
     has_it = f"model.image.name: this backbone has batch norm ({norms[0]})"
@@ -261,3 +276,8 @@ def _refuse_batch_norm(module: nn.Module, config: Config, ranks: Ranks) -> None:
                 f"{has_it}, which would see a sample twice; remove {key}, or use a "
                 "Vision Transformer"
             )
+
+
+def _batch_norms(module: nn.Module) -> list[str]:
+    norm = nn.modules.batchnorm._BatchNorm
+    return [name for name, inner in module.named_modules() if isinstance(inner, norm)]

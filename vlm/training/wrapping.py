@@ -16,6 +16,7 @@ from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule
 from vlm.models.image_encoder import ImageEncoder
 from vlm.models.layer_groups import layer_groups
+from vlm.runtime.device import can_compile
 from vlm.runtime.distributed import Ranks
 from vlm.training.flops import weights_on_meta
 
@@ -100,13 +101,15 @@ def wrap(
     """
     if train.compile == "always" and not any(blocks(module)):
         raise ConfigError("train.compile: no part of the model has blocks; remove it")
-    if train.compile == "always" or (train.compile == "auto" and device.type == "cuda"):
+    if train.compile == "always" or (train.compile == "auto" and can_compile(device)):
         for block in blocks(module):
             block.compile()
     if ranks.world_size == 1:
         return module
     if train.strategy == "fsdp":
         return _shard(module, device, ranks)
+    # Compiled blocks let gradients go one by one; dynamo would cut each at the size of a bucket.
+    torch._dynamo.config.optimize_ddp = False
     return DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
