@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from vlm.data.dataset import Dataset
 from vlm.data.mixture import MixedOrder, cycle_counts, join
 from vlm.data.order import Order, SampleOrder
 from vlm.data.remote import GIB
+from vlm.data.samples import value_at
 from vlm.data.tally import Tally
 from vlm.errors import BadSampleQuotaError, ConfigError
 
 IMAGE = "encoders.image"  # as optim.trainable_groups names it
+LOOKED_AT = 10_000  # samples of each source, for a field of their json
 Log = Callable[[str], object]
 
 
@@ -85,6 +88,7 @@ def open_training_data(config: Config, *, log: Log = print) -> TrainingData:
             for line in ledger.lines():
                 log(line)
     _refuse_no_pictures(chosen, config)
+    _refuse_absent_fields(chosen, config.data, log)
     _check_rejected(ledgers, config.data.max_bad_fraction)
     counts = _counts(sources, chosen)
     dataset = join(chosen)
@@ -134,6 +138,21 @@ def _refuse_no_pictures(chosen: list[Dataset], config: Config) -> None:
             "data.train has texts without a single picture; to train on words alone, add "
             f"optim.trainable_groups={{{IMAGE}: 0}}"
         )
+
+
+def _refuse_absent_fields(chosen: list[Dataset], data: DataConfig, log: Log) -> None:
+    """Of large sources it looks at the beginning alone: remote shards come whole."""
+    for key in ("questions", "hard_negatives"):
+        name = getattr(data, key)
+        if name is None or any(_has_field(dataset, name) for dataset in chosen):
+            continue
+        if all(len(dataset) <= LOOKED_AT for dataset in chosen):
+            raise ConfigError(f'data.{key}: no sample\'s json has a field "{name}"')
+        log(f'warning: data.{key}: no source has "{name}" among its first {LOOKED_AT:,} samples')
+
+
+def _has_field(dataset: Dataset, name: str) -> bool:
+    return any(value_at(meta, name) is not None for meta in islice(dataset.metas(), LOOKED_AT))
 
 
 def _check_rejected(ledgers: list[Ledger], max_fraction: float) -> None:
