@@ -189,7 +189,7 @@ class TrainConfig:
     epochs: Positive | None = None
     global_batch_size: Annotated[int, Field(ge=2)] = 1024  # samples a step, over all ranks
     micro_batch_size: Count | None = None  # of a rank, in memory at a time; the gradient is of all
-    memory_budget_gib: Positive | None = None  # of a rank: chooses micro_batch_size to fit
+    memory_budget_gib: Positive | None = None  # of a rank: chooses the above; a GPU has its own
     precision: Literal["auto", "fp32", "tf32", "bf16"] = (
         "auto"  # auto: bf16 where the hardware has it
     )

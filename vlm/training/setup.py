@@ -189,11 +189,12 @@ def _build_step(
 
 
 def _device_budget(memory: MemoryPlan, device: torch.device) -> float | None:
-    """What a GPU has, in GiB, if the plan asks for more."""
+    """What the smallest rank's GPU has, in GiB, if the plan asks for more."""
     there = memory_bytes(device)
-    if there is None or memory.total <= DEVICE_SHARE * there:
+    if there is None:
         return None
-    return DEVICE_SHARE * there / GIB
+    room = DEVICE_SHARE * -int(distributed.all_reduce_max(torch.tensor(-there, device=device)))
+    return room / GIB if memory.total > room else None
 
 
 def _plan_memory(
