@@ -70,7 +70,7 @@ def test_a_suite_that_does_not_fit_the_model_at_all_is_an_error(
 
 def test_what_a_suite_names_is_looked_at_before_any_picture(model, shards, tmp_path, monkeypatch):
     path = tmp_path / "suite.yaml"
-    monkeypatch.setattr(model, "encode_pixels", None)
+    monkeypatch.setattr(model, "encode_pixels", None)  # an error if a picture is encoded
     for wrong, problem in (
         ("labels: clases.txt", "zero_shot-val: labels file clases.txt: can't be read"),
         ("templates: sinple", "zero_shot-val: templates 'sinple' is neither"),

@@ -364,6 +364,7 @@ def test_a_kept_classifier_encodes_no_name_again(make_model, encoded, tmp_path, 
     expected = model.classify(pictures, COLOURS, templates=["a {}", "the {}"])
     model.classifier(COLOURS, ["a {}", "the {}"]).save(tmp_path / "colours.safetensors")
     embed = {"a photo": model.embed_texts(["a photo"])}
+    # no text but the one that the model is known by
     monkeypatch.setattr(model, "embed_texts", lambda texts: embed[texts[0]])
     kept = ZeroShotClassifier.load(tmp_path / "colours.safetensors")
     assert model.classify(pictures, kept) == expected

@@ -205,6 +205,7 @@ def test_a_classifier_knows_its_model_again(classifier, tmp_path):
 
 
 def test_a_model_of_another_width_is_refused(classifier, monkeypatch):
+    # the same embedder, with features of another size
     monkeypatch.setattr(Embedder, "embed_texts", lambda _, texts: torch.ones(len(texts), 2))
     with pytest.raises(ConfigError, match="for features of size 6, and this model's have 2"):
         classifier.check_model(Embedder())

@@ -68,7 +68,7 @@ def test_it_changes_nothing_but_what_is_measured(train, metrics, suite, tmp_path
 
 
 def test_a_run_outlives_what_cannot_be_measured(config, suite, tmp_path, monkeypatch, capsys):
-    def fails(model, path, *, out, log):
+    def fails(model, path, *, out, log):  # data that is lost while a run goes on
         if out is None:
             raise DataError("val: a shard is gone")
         return []

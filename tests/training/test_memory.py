@@ -58,7 +58,7 @@ def test_a_device_that_has_no_room_for_the_batch_chooses_too(config, monkeypatch
     plain = build(config, **size).memory
     assert plain.micro_batch_size is None
     room = (plain.total - plain.activations / 2) / setup.DEVICE_SHARE
-    monkeypatch.setattr(setup, "memory_bytes", lambda device: int(room))
+    monkeypatch.setattr(setup, "memory_bytes", lambda device: int(room))  # as a GPU of that size
     found = build(config, **size).memory.micro_batch_size
     assert 500 < found < 3500
     assert f"4,096 samples a rank has no room in {room * 0.9 / GIB:.0f} GiB" in (

@@ -64,7 +64,7 @@ class Saver:
         run, every = self.config.run, self.config.eval.every_steps
         if run.save_every_steps and done % run.save_every_steps == 0:
             return True
-        if every and done % every == 0 and _is_measured(run.keep_best):
+        if every and done % every == 0 and _is_of_suite(run.keep_best):
             return True
         if not run.save_every_minutes:
             return False
@@ -77,7 +77,7 @@ class Saver:
 
         Raises:
             ConfigError: run.keep_best names what the log has not.
-        DiskError: A save has failed for the third time in a row.
+            DiskError: A save has failed for the third time in a row.
         """
         self.last_save = time.monotonic()
         self._collect()
@@ -144,8 +144,8 @@ class Saver:
         if rule is None or not line:
             return {}
         name = rule.partition(":")[2]
-        is_measured = line["step"] == done and any(key.startswith(MEASURED) for key in line)
-        if _is_measured(rule) and not is_measured:
+        was_measured = line["step"] == done and any(key.startswith(MEASURED) for key in line)
+        if _is_of_suite(rule) and not was_measured:
             return {"metric": {"rule": rule, "value": None}}
         if not isinstance(line.get(name, ""), float | int | None):
             names = ", ".join(key for key, value in line.items() if not isinstance(value, str))
@@ -153,7 +153,7 @@ class Saver:
         return {"metric": {"rule": rule, "value": line[name]}}
 
 
-def _is_measured(rule: str | None) -> bool:
+def _is_of_suite(rule: str | None) -> bool:
     """Whether a run.keep_best is of a metric of the suite, which few log lines have."""
     return rule is not None and rule.partition(":")[2].startswith(MEASURED)
 
