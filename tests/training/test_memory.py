@@ -1,6 +1,7 @@
 """The memory plan: predicted, fitted into a budget, and compared with what was measured."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -130,3 +131,28 @@ def test_memory_grows_by_the_line(config):
     few, more = (build(config, **{"train.global_batch_size": n}).memory for n in (16, 64))
     assert more.activations - few.activations == pytest.approx(48 * few.per_row, rel=0.01)
     assert replace(few, rows=64).activations == more.activations
+
+
+WITH_LITTLE_MEMORY = """\
+import resource, sys
+from pathlib import Path
+import torch._dynamo, vlm.data.loader, vlm.training.loop
+from vlm.cli.main import main
+
+lines = Path("/proc/self/status").read_text().splitlines()
+size = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (size + 400 * 2**20,) * 2)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_no_memory_is_a_line_with_the_way_out(start, tmp_path):
+    launcher = (sys.executable, "-c", WITH_LITTLE_MEMORY)
+    process = start(
+        "train.global_batch_size=8192", f"run.dir={tmp_path / 'run'}", launcher=launcher
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == ConfigError.exit_code, err
+    (line,) = err.splitlines()
+    assert line.startswith("error: step 1, computing: out of memory")
+    assert "train.memory_budget_gib" in line

@@ -19,7 +19,7 @@ from vlm.training import marks
 from vlm.training.marks import BACKWARD, FORWARD, Marks, marked
 from vlm.training.setup import build_parts
 
-OF_A_STEP = [part for part in marks.PARTS if part != marks.RECOMPUTED]
+OF_A_STEP = [part for part in marks.PARTS if part not in (marks.RECOMPUTED, marks.RANKS)]
 
 
 RUN = {

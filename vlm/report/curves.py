@@ -20,6 +20,7 @@ class _Field:
     unit: str
     scale: float = 1.0
     from_zero: bool = True
+    of_several_ranks: bool = False
 
 
 _FIELDS = (
@@ -28,6 +29,13 @@ _FIELDS = (
     _Field("grad_norm", "Gradient norm", "L2 norm before clipping"),
     _Field("samples_per_s", "Throughput", "samples/s"),
     _Field("data_wait", "Waiting for data", "% of time", 100.0),
+    _Field(
+        "communication",
+        "Waiting for other ranks",
+        "% of time, rank 0",
+        100.0,
+        of_several_ranks=True,
+    ),
     _Field("padding_waste", "Padding", "% of text positions", 100.0),
     _Field("mfu", "FLOPs needed, of the peak", "% (MFU)", 100.0),
     _Field("recomputed", "Recomputation", "% of FLOPs", 100.0),
@@ -88,7 +96,7 @@ def _loss_title(name: str) -> str:
 def _curve(inputs: Inputs, field: _Field) -> chart.Curve | None:
     lines = [line for line in inputs.metrics if number(line, "step") is not None]
     values = [number(line, field.name) for line in lines]
-    if all(value is None for value in values):
+    if all(value is None for value in values) or (field.of_several_ranks and not any(values)):
         return None
     scaled = [math.nan if value is None else field.scale * value for value in values]
     reference = None

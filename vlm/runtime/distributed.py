@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm import errors
+from vlm.runtime.communication import waiting
 
 _LET_GO_S = 0.2
 _ROWS_AT_ONCE = 4096  # of each rank, gathered at a time: bounds the memory that this takes
@@ -83,7 +84,8 @@ def rank() -> int:
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        with waiting():
+            dist.barrier()
 
 
 @contextlib.contextmanager
@@ -99,14 +101,16 @@ def main_first() -> Iterator[None]:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over ranks, on all ranks; without gradient, in place."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        with waiting():
+            dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
     """The maximum over ranks, on all ranks, in place."""
     if dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        with waiting():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
@@ -190,7 +194,8 @@ def all_gather(tensor: Tensor) -> Tensor:
     gathered = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
     # torch 2.13 renames all_gather_into_tensor to all_gather_single
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(gathered, tensor.contiguous())
+    with waiting():
+        gather(gathered, tensor.contiguous())
     return gathered
 
 

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store, _get_default_store
 
-from vlm.errors import Outcome, Preempted, RankFailureError
+from vlm.errors import ConfigError, Outcome, Preempted, RankFailureError
 from vlm.runtime import distributed
 
 WAIT_S = 1.0  # for other ranks' sayings: a dead one never says anything
@@ -40,6 +41,7 @@ def explain(
         where: What this rank was doing, as "step 12, computing".
         way_out: How to go on, once it is known what the rank at fault ended with.
     """
+    error = _out_of_memory(error, where) or error
     if not dist.is_initialized():
         return _never_met(error) if isinstance(error, dist.DistError) else error
     if isinstance(error, dist.DistError) or (
@@ -103,6 +105,19 @@ def _failed(said: dict[int, Saying]) -> tuple[int, int] | None:
         if saying.exit_code not in (None, Preempted.exit_code):
             return rank, saying.exit_code
     return None
+
+
+def _out_of_memory(error: BaseException, where: str) -> ConfigError | None:
+    """In a line, if that is what it is; the CPU's allocator has no type of error of its own."""
+    text = " ".join(f"{error}".split())
+    is_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in text
+    if not is_cpu and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return None
+    tried = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", text)
+    return ConfigError(
+        f"{where}: out of memory{f', at {tried[1]} more' if tried else ''}; set "
+        "train.memory_budget_gib to less than there is: a step then takes micro-batches that fit"
+    )
 
 
 def _told(rank: int, exit_code: int) -> str:

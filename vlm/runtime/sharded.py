@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vlm.runtime.communication import waiting
+
 
 def whole(tensor: Tensor) -> Tensor:
     """All of it, on every rank, which must all ask; a plain tensor is that already.
@@ -11,7 +13,8 @@ def whole(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    full: Tensor = tensor.full_tensor()
+    with waiting():
+        full: Tensor = tensor.full_tensor()
     return full.reshape(()) if full.numel() == 1 else full
 
 

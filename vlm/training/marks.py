@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from vlm.heads.model import Outputs
+from vlm.runtime.communication import heard_by
 from vlm.runtime.device import synchronize
 from vlm.training.step import TrainStep
 
@@ -26,7 +27,8 @@ NORMALIZE = "normalise pixels"
 FORWARD, BACKWARD = "forward: ", "backward: "
 IMAGE, TEXT, CAPTIONER, LOSS = "image encoder", "text encoder", "captioner", "loss"
 RECOMPUTED = f"{BACKWARD}recomputed forward"
-CLIP, OPTIMIZER, AVERAGE, OTHER = "gradient clipping", "optimizer", "averaging", "other"
+CLIP, OPTIMIZER, AVERAGE = "gradient clipping", "optimizer", "averaging"
+RANKS, OTHER = "waiting for other ranks", "other"
 PARTS = (
     DATA,
     TO_DEVICE,
@@ -37,6 +39,7 @@ PARTS = (
     CLIP,
     OPTIMIZER,
     AVERAGE,
+    RANKS,
     OTHER,
 )  # as they follow each other
 
@@ -70,6 +73,7 @@ class Marks:
         self.negatives = 0
         self.pictures: int | None = None
         self.part = OTHER
+        self._interrupted = OTHER
         self._since = 0.0
         self._range: record_function | None = None
 
@@ -102,6 +106,17 @@ class Marks:
     def leave(self) -> None:
         """It has ended; what follows in the backward pass is the loss's, until a gradient comes."""
         self.switch(BACKWARD + LOSS if self.in_backward else OTHER)
+
+    def begin(self) -> None:
+        """Whatever runs waits for other ranks."""
+        if self.part != RANKS:
+            self._interrupted = self.part
+            self.switch(RANKS)
+
+    def end(self) -> None:
+        """It goes on."""
+        if self.part == RANKS:
+            self.switch(self._interrupted)
 
     @property
     def in_backward(self) -> bool:
@@ -160,6 +175,7 @@ def marked(step: TrainStep, marks: Marks) -> Iterator[None]:
                     shadowed(owner, method, marks.marked(getattr(owner, method), part))
                 )
         stack.enter_context(shadowed(step.objective, "_contrastive", _contrastive(step, marks)))
+        stack.enter_context(heard_by(marks))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         yield
 

@@ -76,6 +76,7 @@ class RunLog:
     ) -> None:
         """Note a step (0-based); speak if it is one that speaks, or after which was measured."""
         self.window.data_wait_s += data_wait_s
+        self.window.communication_s += result.communication_s
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=step + 1)
         done = step + 1
@@ -150,6 +151,7 @@ class RunLog:
             "logit_scale": _finite(result.logit_scale),
             "samples_per_s": round(rate * self.global_batch_size, 2),
             "data_wait": round(self.window.data_wait_s / seconds, 4),
+            "communication": round(self.window.communication_s / seconds, 4),
             "padding_waste": round(result.padding_waste, 4),
             **accounts,
             "duplicates": result.num_duplicates,
@@ -164,6 +166,7 @@ class _Window:
 
     first_step: int
     data_wait_s: float = 0.0
+    communication_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -188,7 +191,8 @@ def _readable(line: dict[str, Any], num_steps: int) -> str:
         f"step {line['step']:>{len(str(num_steps))}}/{num_steps}  {losses}  lr {line['lr']:.2e}  "
         f"grad {line['grad_norm'] or math.nan:.2f}  scale {line['logit_scale'] or math.nan:.1f}  "
         f"{line['samples_per_s']:.0f} samples/s  wait {line['data_wait']:.0%}  "
-        f"pad {line['padding_waste']:.0%}  mfu {line.get('mfu', math.nan):.0%}  "
+        f"comm {line['communication']:.0%}  pad {line['padding_waste']:.0%}  "
+        f"mfu {line.get('mfu', math.nan):.0%}  "
         f"bad {line['bad_samples']}  skipped {line['skipped_steps']}  eta {_clock(line['eta_s'])}"
     )
 

@@ -1,6 +1,6 @@
 """One optimiser step; skipped on all ranks where the loss or a gradient is not finite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from vlm.data.tally import Place, Tally, tally_of_places
 from vlm.heads.model import VisionLanguageModule
 from vlm.optim import AveragedWeights, lr_at, set_lr
 from vlm.runtime import distributed
+from vlm.runtime.communication import Clock, backward, heard_by
 from vlm.runtime.device import Precision, arithmetic
 from vlm.runtime.seeding import seed_step
 from vlm.runtime.sharded import whole
@@ -19,7 +20,7 @@ from vlm.training.objective import Objective, Terms
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, in numbers that are equal on all ranks.
+    """What a step did, in numbers that are equal on all ranks, but for `communication_s`.
 
     Attributes:
         terms: Global loss and its terms.
@@ -34,6 +35,7 @@ class StepResult:
         bad: Samples that could not be used, by reason.
         stop: Some rank was asked to stop: all do, after this step.
         num_texts_alone: Samples without a picture.
+        communication_s: In which this rank waited for others.
     """
 
     terms: dict[str, float]
@@ -48,6 +50,7 @@ class StepResult:
     bad: Tally[Place]
     stop: bool = False
     num_texts_alone: int = 0
+    communication_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,12 @@ class TrainStep:
             batch: This rank's.
             stop: Whether this rank was asked to stop; it rides on the step's own reduction.
         """
+        waits = Clock(self.device)
+        with heard_by(waits):
+            result = self._take(step, batch, stop)
+        return replace(result, communication_s=waits.seconds)
+
+    def _take(self, step: int, batch: Batch, stop: bool) -> StepResult:
         seed_step(self.seed, step, distributed.rank())
         lr = self._lr(step)
         set_lr(self.optimizers, lr)
@@ -93,7 +102,7 @@ class TrainStep:
         with arithmetic(self.precision, self.device):
             terms = self.objective(self.model, batch)
         # DDP averages gradients over ranks; the loss is a sum over ranks
-        (terms.loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # torch's own
+        backward(terms.loss * distributed.world_size())
         grad_norm = self._clip()
         values = _reduce(terms, grad_norm, stop)
         skipped = not values["finite"] or values["num_valid"] < 2
@@ -130,9 +139,12 @@ class TrainStep:
         )
 
     def _clip(self) -> Tensor:
-        limit = self.optim.clip_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), limit, foreach=True)
-        return whole(norm)
+        learning = [p for p in self.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in learning if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        if limit := self.optim.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(learning, limit, norm, foreach=True)
+        return norm
 
     def _leave_alone_what_had_no_part(self) -> None:
         """Of texts alone: a gradient of 0 would still decay weights, and follow old momentum."""

@@ -16,6 +16,7 @@ from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule
 from vlm.models.image_encoder import ImageEncoder
 from vlm.models.layer_groups import layer_groups
+from vlm.runtime.communication import listen_to
 from vlm.runtime.device import can_compile
 from vlm.runtime.distributed import Ranks
 from vlm.training.flops import weights_on_meta
@@ -140,4 +141,6 @@ def _shard(module: VisionLanguageModule, device: torch.device, ranks: Ranks) -> 
     for block in blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
+    for sharded in (*blocks(module), module):
+        listen_to(sharded)
     return module
