@@ -25,7 +25,7 @@ check: .venv/.installed  ## formatting, lint, types, layers
 	$(BIN)/lint-imports
 
 test: .venv/.installed check  ## everything that must hold
-	$(BIN)/pytest -q -n 2 --dist loadfile tests notebooks --nbmake
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile tests notebooks --nbmake
 
 LEDGER := benchmarks/results/faults.jsonl
 

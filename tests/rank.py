@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 import torch
 
@@ -12,4 +13,7 @@ if __name__ == "__main__":  # loader workers import this file, under another nam
         os.dup2(os.open(LOG, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)  # noqa: F821
     os.environ.update(ENVIRONMENT)  # noqa: F821
     torch.set_num_threads(1)
+    if "train.compile=always" not in WORDS:  # noqa: F821  # torch.compile warns of itself
+        warnings.simplefilter("error")
+        os.environ["PYTHONWARNINGS"] = "error"  # of loader workers
     sys.exit(main(WORDS))  # noqa: F821

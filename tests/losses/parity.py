@@ -176,8 +176,10 @@ def main(rank, world_size, store, device="cpu"):
                 accumulation,
             )
             found = [share.detach(), *gradients(share, model)]
-            found = [distributed.all_reduce_sum(value) for value in found]
+            flat = distributed.all_reduce_sum(torch.cat([value.flatten() for value in found]))
             if rank == 0:
+                parts = flat.split([value.numel() for value in found])
+                found = [part.view_as(value) for part, value in zip(parts, found, strict=True)]
                 errors = errors_of(found, right)
                 cell = [loss, kind, tile, accumulation, str(dtype).removeprefix("torch.")]
                 worst = {"loss": errors[0], "gradients": max(errors[1:]), "own_of_fp32": own}

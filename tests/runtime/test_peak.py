@@ -61,5 +61,6 @@ def test_no_product_is_faster_than_the_measured_peak():
         start = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - start)
+    peak_flops.cache_clear()
     peak = peak_flops(torch.device("cpu"), "fp32")
     assert sorted(seconds)[2] * peak.flops_per_s > 0.75 * 2 * 384**3

@@ -1,9 +1,6 @@
-"""A tiny run on real shards, as a config file, and ways to start it in its own process."""
+"""A tiny run on real shards, as a config file, and a way to start it in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,26 +31,9 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-
-
-@pytest.fixture(scope="session")
-def start(config, environment):
-    """Start `vlm train` in a process group of its own."""
-
-    def start(*words, launcher=(sys.executable, "-m", "vlm")):
-        compiles = "train.compile=always" in words  # torch.compile warns of itself
-        return subprocess.Popen(
-            [*launcher, "train", str(config), *map(str, words)],
-            env={**environment, "PYTHONWARNINGS": "default"} if compiles else environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    return start
+def start(config, vlm_on):
+    """Start `vlm train`, on one rank or several."""
+    return lambda *words, world_size=1: vlm_on(world_size, "train", config, *words)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +51,5 @@ def metrics():
 def finished_run(start, tmp_path_factory):
     """A run that nothing interrupted; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(f"run.dir={folder}")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    start(f"run.dir={folder}").finish()
     return folder

@@ -1,6 +1,7 @@
 """One rank of `vlm train` that notes the sample ids of every step it takes; run by test_elastic.py.
 
-Its globals are given to it: WORDS of the command, ENVIRONMENT of the rank, LEDGER and LOG, files.
+Its globals are given to it: WORDS of the command, ENVIRONMENT of the rank, and LOG, a file, beside
+which the ledger lies.
 """
 
 import json
@@ -17,7 +18,7 @@ take_step = TrainStep.__call__
 
 def recorded(self, step, batch, **options):
     result = take_step(self, step, batch, **options)
-    with open(LEDGER, "a") as file:  # noqa: F821
+    with open(f"{LOG}.ledger", "a") as file:  # noqa: F821
         file.write(json.dumps([step, batch.sample_ids.tolist()]) + "\n")
     return result
 

@@ -1,7 +1,11 @@
-"""One rank of two, of which rank 1 is slow somewhere; each prints how long it waited."""
+"""One rank of two, of which rank 1 is slow somewhere; each prints how long it waited.
+
+Its upper-case names are set by test_communication.py.
+"""
 
 import contextlib
 import json
+import os
 import sys
 import time
 from contextlib import closing
@@ -15,7 +19,7 @@ from vlm.runtime.communication import Clock, backward, heard_by
 from vlm.training.marks import OTHER, RANKS, Marks, marked
 from vlm.training.setup import build_parts
 
-SLEEP_S = 0.4
+SLEEP_S = 0.8
 
 
 class Slow(torch.nn.Module):
@@ -43,9 +47,7 @@ def slow(block, where):
 
 
 def say(case, waited, took=0.0):
-    row = {"rank": distributed.rank(), "case": case, "waited": waited, "took": took}
-    sys.stdout.write(json.dumps(row) + "\n")  # at once: the other rank writes to the same pipe
-    sys.stdout.flush()
+    print(json.dumps({"case": case, "waited": waited, "took": took}))
 
 
 def steps(config, ranks, folder):
@@ -89,8 +91,10 @@ def hidden(rank):
 
 
 if __name__ == "__main__":
-    config, folder = sys.argv[1:]
+    sys.stdout = sys.stderr = open(LOG, "w", buffering=1)  # noqa: F821, SIM115
+    os.environ.update(ENVIRONMENT)  # noqa: F821
+    torch.set_num_threads(1)
     ranks = distributed.ranks_from_environment()
-    steps(config, ranks, folder)
+    steps(CONFIG, ranks, FOLDER)  # noqa: F821
     hidden(ranks.rank)
     distributed.stop()

@@ -4,10 +4,7 @@ The ledger is written by the ranks themselves, from the batches they were given.
 """
 
 import json
-import multiprocessing
 import random
-import runpy
-import socket
 import time
 from collections import Counter
 from itertools import chain
@@ -30,72 +27,35 @@ SETTINGS = (
 )
 
 
-class Ranks:
-    """Processes of one run, started without a launcher."""
-
-    def __init__(self, config, run, folder, world_size):
-        folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.ledgers = [folder / f"ledger-{rank}" for rank in range(world_size)]
-        self.logs = [folder / f"log-{rank}" for rank in range(world_size)]
-        words = ["train", str(config), f"run.dir={run}", "--resume", "auto", *SETTINGS]
-        self.processes = [
-            multiprocessing.get_context("forkserver").Process(
-                target=runpy.run_path,
-                args=(str(Path(__file__).with_name("recorder.py")),),
-                kwargs={
-                    "init_globals": {
-                        "WORDS": words,
-                        "LEDGER": str(self.ledgers[rank]),
-                        "LOG": str(self.logs[rank]),
-                        "ENVIRONMENT": {
-                            "RANK": str(rank),
-                            "LOCAL_RANK": str(rank),
-                            "WORLD_SIZE": str(world_size),
-                            "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(port),
-                        },
-                    }
-                },
-            )
-            for rank in range(world_size)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def kill_at(self, step):
-        """SIGKILL every rank as soon as the first has taken `step`."""
-        while not self.entries(0) or self.entries(0)[-1][0] < step:
-            assert self.processes[0].is_alive(), self.logs[0].read_text()
-            time.sleep(0.01)
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
-
-    def finish(self):
-        for process, log in zip(self.processes, self.logs, strict=True):
-            process.join(240)
-            assert process.exitcode == 0, log.read_text()
-
-    def entries(self, rank):
-        path = self.ledgers[rank]
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+RECORDER = Path(__file__).with_name("recorder.py")
 
 
-def run_legs(config, tmp_path, legs):
+def kill_at(ranks, step):
+    """SIGKILL every rank as soon as the first has taken `step`."""
+    while not (taken := entries(ranks, 0)) or taken[-1][0] < step:
+        assert ranks.processes[0].is_alive(), ranks.text
+        time.sleep(0.01)
+    ranks.kill()
+
+
+def entries(ranks, rank):
+    """Steps, and the ids of their samples, that a rank has noted."""
+    path = ranks.logs[rank].with_suffix(".ledger")
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def run_legs(config, fork_ranks, tmp_path, legs):
     """Run with (ranks, step to be killed at, or None), one leg after the other; the ledger."""
     run, taken = tmp_path / "run", {}
     for number, (world_size, kill_step) in enumerate(legs):
         newest = load_newest(run / "checkpoints") if number else None
-        ranks = Ranks(config, run, tmp_path / f"leg-{number}", world_size)
-        ranks.finish() if kill_step is None else ranks.kill_at(kill_step)
-        assert ranks.entries(0)[0][0] == (newest.state["step"] if newest else 0)
+        words = ["train", str(config), f"run.dir={run}", "--resume", "auto", *SETTINGS]
+        ranks = fork_ranks(world_size, RECORDER, WORDS=words)
+        ranks.finish() if kill_step is None else kill_at(ranks, kill_step)
+        assert entries(ranks, 0)[0][0] == (newest.state["step"] if newest else 0)
         for rank in range(world_size):
-            for step, ids in ranks.entries(rank):
+            for step, ids in entries(ranks, rank):
                 taken.setdefault(step, {})[number, rank] = ids
     return run, [_final(taken[step]) for step in sorted(taken)]
 
@@ -106,8 +66,8 @@ def _final(taken):
     return list(chain(*(ids for (leg, _), ids in sorted(taken.items()) if leg == last)))
 
 
-def check(config, metrics, straight, tmp_path, record, legs):
-    run, ledger = run_legs(config, tmp_path, legs)
+def check(config, fork_ranks, metrics, straight, tmp_path, record, legs):
+    run, ledger = run_legs(config, fork_ranks, tmp_path, legs)
     assert [len(ids) for ids in ledger] == [GLOBAL_BATCH] * NUM_STEPS
     num_samples, stream = len(open_shards(str(DATA))), list(chain(*ledger))
     assert sorted(stream[:num_samples]) == list(range(num_samples))  # exactly once
@@ -125,27 +85,24 @@ def check(config, metrics, straight, tmp_path, record, legs):
 
 
 @pytest.fixture(scope="module")
-def straight(config, tmp_path_factory):
+def straight(config, fork_ranks, tmp_path_factory):
     """One rank, never stopped."""
-    return run_legs(config, tmp_path_factory.mktemp("straight"), [(1, None)])
+    return run_legs(config, fork_ranks, tmp_path_factory.mktemp("straight"), [(1, None)])
 
 
-def test_two_ranks_then_one_then_two_are_one_run(config, metrics, straight, tmp_path, record):
-    check(config, metrics, straight, tmp_path, record, [(2, 9), (1, 21), (2, None)])
+def test_two_ranks_then_one_then_two_are_one_run(
+    config, fork_ranks, metrics, straight, tmp_path, record
+):
+    legs = [(2, 9), (1, 21), (2, None)]
+    check(config, fork_ranks, metrics, straight, tmp_path, record, legs)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(10))
 def test_random_numbers_of_ranks_and_kills_are_one_run(
-    config, metrics, straight, tmp_path, record, seed
+    config, fork_ranks, metrics, straight, tmp_path, record, seed
 ):
     rng = random.Random(seed)
     kills = sorted(rng.sample(range(5, NUM_STEPS - 2), rng.randint(2, 4)))
-    check(
-        config,
-        metrics,
-        straight,
-        tmp_path,
-        record,
-        [(rng.choice([1, 2, 4]), kill) for kill in [*kills, None]],
-    )
+    legs = [(rng.choice([1, 2, 4]), kill) for kill in [*kills, None]]
+    check(config, fork_ranks, metrics, straight, tmp_path, record, legs)

@@ -1,8 +1,8 @@
 """The memory plan: predicted, fitted into a budget, and compared with what was measured."""
 
 import json
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,9 +116,7 @@ def test_batch_norm_refuses_what_computes_again(resnet, change):
 
 
 def test_the_log_has_the_accounts_and_the_folder_the_prediction(start, metrics, tmp_path):
-    process = start("train.steps=3", f"run.dir={tmp_path}", "train.micro_batch_size=4")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    start("train.steps=3", f"run.dir={tmp_path}", "train.micro_batch_size=4").finish()
     for line in metrics(tmp_path):
         assert 0 < line["mfu"] < 1
         assert line["recomputed"] == pytest.approx(0.25, abs=0.02)  # one forward pass of four
@@ -133,26 +131,11 @@ def test_memory_grows_by_the_line(config):
     assert replace(few, rows=64).activations == more.activations
 
 
-WITH_LITTLE_MEMORY = """\
-import resource, sys
-from pathlib import Path
-import torch._dynamo, vlm.data.loader, vlm.training.loop
-from vlm.cli.main import main
-
-lines = Path("/proc/self/status").read_text().splitlines()
-size = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (size + 400 * 2**20,) * 2)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_no_memory_is_a_line_with_the_way_out(start, tmp_path):
-    launcher = (sys.executable, "-c", WITH_LITTLE_MEMORY)
-    process = start(
-        "train.global_batch_size=8192", f"run.dir={tmp_path / 'run'}", launcher=launcher
-    )
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == ConfigError.exit_code, err
-    (line,) = err.splitlines()
+def test_no_memory_is_a_line_with_the_way_out(config, fork_ranks, tmp_path):
+    words = ["train", str(config), "train.global_batch_size=8192", f"run.dir={tmp_path / 'run'}"]
+    script = Path(__file__).with_name("little_memory.py")
+    run = fork_ranks(1, script, WORDS=words)
+    assert run.wait() == [ConfigError.exit_code], run.text
+    (line,) = run.said()
     assert line.startswith("error: step 1, computing: out of memory")
     assert "train.memory_budget_gib" in line

@@ -35,13 +35,12 @@ def short(config, tmp_path):
 def test_a_mixture_resumes_to_the_same_bits_and_counts_its_passes(start, metrics, tmp_path):
     words = (f"data.train={json.dumps([ARTIST, SMALL])}", "train.steps=12")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    out, err = start(*words, f"run.dir={whole}").communicate(timeout=120)
-    assert "concept: dropped" in out, err
+    assert "concept: dropped" in start(*words, f"run.dir={whole}").finish()
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "model")
     shutil.rmtree(list_checkpoints(resumed / "checkpoints")[-1])
-    out, err = start(*words, f"run.dir={resumed}", "--resume", "auto").communicate(timeout=120)
-    assert "at step 8 of 12" in out, err
+    said = start(*words, f"run.dir={resumed}", "--resume", "auto").finish()
+    assert "at step 8 of 12" in said
     weights = [(run / "model/model.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
     artist, concept = json.loads((whole / "ledger.json").read_text())["sources"]

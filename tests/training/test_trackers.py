@@ -239,8 +239,7 @@ def test_a_killed_run_loses_no_step(start, train, metrics, tmp_path):
     settings = {**RUN, "train.steps": num_steps, "run.dir": run}
     process = start(*(f"{name}={value}" for name, value in settings.items()))
     wait_until(lambda: list_checkpoints(run / "checkpoints"))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert 4 <= len(metrics(run)) < num_steps
     train(train__steps=num_steps)
     assert [line["step"] for line in metrics(run)] == list(range(1, num_steps + 1))
@@ -280,13 +279,10 @@ def test_wandbs_process_that_dies_is_one_warning(follow, metrics, tmp_path):
 @pytest.mark.long
 def test_a_run_outlives_wandbs_own_process(start, metrics, tmp_path):
     run = tmp_path / "run"
-    python = (sys.executable, "-W", "ignore::ResourceWarning", "-m", "vlm")  # wandb's, of Popen
-    process = start("run.trackers=[wandb]", f"run.dir={run}", "train.steps=60", launcher=python)
+    process = start("run.trackers=[wandb]", f"run.dir={run}", "train.steps=60")
     wait_until(lambda: (run / "metrics.jsonl").exists() and metrics(run))
-    os.kill(children(process.pid)["wandb-core"], signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
-    assert out.count("warning: wandb: ") == 1
+    os.kill(children(process.processes[0].pid)["wandb-core"], signal.SIGKILL)
+    assert process.finish().count("warning: wandb: ") == 1
     assert len(metrics(run)) == 60
     assert (run / "model").exists()
 

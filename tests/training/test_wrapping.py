@@ -1,25 +1,16 @@
 """FSDP2, compiled and checkpointed blocks, caching and averaging: alone and together, one run."""
 
-import sys
-
 import pytest
 import torch
 
 from vlm.checkpoint import load_newest
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 COMMON = (
     "train.steps=8",
     "optim.name=adamw",
     "optim.warmup_steps=2",
     "loss.caption_every=5",  # so that some micro-batches have no caption
 )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
 
 
 def same(ours, theirs):
@@ -43,7 +34,7 @@ def cases(words_by_name):
 def plain(start, metrics, tmp_path_factory):
     """One rank, nothing wrapped."""
     folder = tmp_path_factory.mktemp("plain")
-    finish(start(*COMMON, f"run.dir={folder}"))
+    start(*COMMON, f"run.dir={folder}").finish()
     return folder, metrics(folder)
 
 
@@ -61,7 +52,7 @@ ONE_RANK = {
 
 @cases(ONE_RANK)
 def test_one_rank_has_the_same_losses(start, metrics, plain, tmp_path, words):
-    finish(start(*COMMON, *words, f"run.dir={tmp_path}"))
+    start(*COMMON, *words, f"run.dir={tmp_path}").finish()
     same(metrics(tmp_path), plain[1])
 
 
@@ -87,7 +78,7 @@ TWO_RANKS = {
 
 @cases(TWO_RANKS)
 def test_two_ranks_have_the_same_losses_and_weights(start, metrics, plain, tmp_path, words):
-    finish(start(*COMMON, *words, f"run.dir={tmp_path}", launcher=(*TORCHRUN, "-m", "vlm")))
+    start(*COMMON, *words, f"run.dir={tmp_path}", world_size=2).finish()
     same(metrics(tmp_path), plain[1])
     ours, theirs = (load_newest(run / "checkpoints").groups for run in (tmp_path, plain[0]))
     for group, tensors in theirs.items():
@@ -99,10 +90,9 @@ def test_two_ranks_have_the_same_losses_and_weights(start, metrics, plain, tmp_p
 def test_what_fsdp_saved_goes_on_in_one_process_and_back(start, metrics, plain, tmp_path):
     """Four steps on two ranks, two on one, two on two ranks."""
     folder = tmp_path / "run"
-    for steps, launcher in ((4, TORCHRUN), (6, ()), (8, TORCHRUN)):
-        launcher = (*launcher, "-m", "vlm") if launcher else (sys.executable, "-m", "vlm")
+    for steps, world_size in ((4, 2), (6, 1), (8, 2)):
         words = (f"train.steps={steps}", *COMMON[1:], "optim.schedule=constant")
         more = ("train.strategy=fsdp", f"run.dir={folder}", "--resume", "auto")
-        finish(start(*words, *more, launcher=launcher))
-    finish(start(*COMMON, "optim.schedule=constant", f"run.dir={tmp_path / 'one'}"))
+        start(*words, *more, world_size=world_size).finish()
+    start(*COMMON, "optim.schedule=constant", f"run.dir={tmp_path / 'one'}").finish()
     same(metrics(folder), metrics(tmp_path / "one"))

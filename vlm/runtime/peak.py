@@ -1,5 +1,6 @@
 """How fast a device multiplies matrices at best: what a share of its peak is measured against."""
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -48,10 +49,11 @@ class Peak:
     source: Literal["data sheet", "measured"]
 
 
+@functools.cache
 def peak_flops(device: torch.device, precision: Precision) -> Peak:
     """The data sheet's rate of a GPU that is known, else what a matrix product reaches in 0.3 s.
 
-    A measured rate is that of the moment: what else runs on the machine lowers it.
+    Measured once a process. It is the rate of that moment: what else runs on the machine lowers it.
     """
     if device.type == "cuda":
         rate = data_sheet_rate(torch.cuda.get_device_name(device), precision)
