@@ -1,9 +1,9 @@
-"""What three choices of the quickstart save: stacked Muon, plain bf16 attention, channels last.
+"""What some choices save on a CPU: stacked Muon, plain attention, channels last and others.
 
     python benchmarks/quickstart_parts.py
 
-Each choice is timed against its alternative on the quickstart's shapes, turn by turn, in bf16 as
-training is; the figures are medians in ms.
+Each choice is timed against its alternative, on the quickstart's shapes or on those of a ViT-B,
+turn by turn, in bf16 as training is; the figures are medians in ms.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vlm.config.load import load_config
 from vlm.heads.model import build_model
 from vlm.models.image_encoder import ConvStem, PatchProjection
+from vlm.models.linear import weight_gradient
 from vlm.models.transformer import attention
 from vlm.optim import Muon, is_hidden_matrix
 from vlm.tokenizer import Tokenizer, train_bpe
@@ -49,6 +50,9 @@ def main() -> None:
         "attention, 197 tokens": attentions(batch // 8, heads, 197),
         "conv stem": conv_stem(batch, config.model.image.image_size),
         "patches of ViT-B/32": patches(32, 224),
+        "weight gradient, ViT-B/16, 768 to 3,072": weight_gradients(32 * 197, 768, 3072),
+        "weight gradient, ViT-B/16, 3,072 to 768": weight_gradients(32 * 197, 3072, 768),
+        "weight gradient, ViT-B/32, 3,072 to 768": weight_gradients(32 * 50, 3072, 768),
     }
     result: dict[str, Any] = {
         "benchmark": "quickstart_parts",
@@ -115,6 +119,15 @@ def patches(batch: int, image_size: int) -> Pair:
 
     product = PatchProjection(convolution)
     return {"product": lambda: run(product), "convolution": lambda: run(convolution)}
+
+
+def weight_gradients(rows: int, width_in: int, width_out: int) -> Pair:
+    """Of a linear layer, from the gradient of its output."""
+    x, of_out = (torch.randn(rows, width).bfloat16() for width in (width_in, width_out))
+    return {
+        "transposed first": lambda: weight_gradient(of_out, x),
+        "one product": lambda: (of_out.T @ x).float(),
+    }
 
 
 def conv_stem(batch: int, image_size: int) -> Pair:

@@ -27,7 +27,8 @@ def test_every_cell_of_the_parity_table(tmp_path, world_size):
     ]
     said = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world_size, said
-    cells = [json.loads(line) for line in said[0][0].splitlines()]
+    lines = said[0][0].splitlines()
+    cells = [json.loads(line) for line in lines if line.startswith("{")]  # gloo speaks, too
     assert len(cells) == NUM_CELLS
     for cell in cells:
         is_double = cell["cell"][-1] == "float64"

@@ -69,6 +69,15 @@ def test_what_is_saved_in_the_thread_is_the_state_at_the_call(make, tmp_path):
     assert files(tmp_path / "late") == files(tmp_path / "sync")
 
 
+@pytest.mark.parametrize(("minutes", "on_the_way"), [("0.0005", True), ("0", False)])
+def test_two_ranks_save_by_the_clock_of_the_first(start, tmp_path, minutes, on_the_way):
+    when = ("run.save_every_steps=0", f"run.save_every_minutes={minutes}")
+    start("train.steps=9", *when, f"run.dir={tmp_path}", world_size=2).finish()
+    saved = [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
+    assert saved[-1] == "step-00000009"
+    assert (len(saved) > 1) == on_the_way
+
+
 @pytest.mark.parametrize("mode", ["true", "false"])
 def test_failed_saves_are_warned_of_and_the_third_in_a_row_ends_the_run(
     make, tmp_path, capsys, mode
@@ -79,7 +88,7 @@ def test_failed_saves_are_warned_of_and_the_third_in_a_row_ends_the_run(
 
     def steps(first, last):
         for done in range(first, last + 1):
-            assert saver.due(done, parts.step.device)
+            assert saver.due(done, asked=False)
             saver.save(done, parts, BAD)
         saver._thread.submit(bool).result()  # all before it is through
 
@@ -87,7 +96,7 @@ def test_failed_saves_are_warned_of_and_the_third_in_a_row_ends_the_run(
         steps(1, 2)
         in_the_way.unlink()
         steps(3, 3)
-        assert saver.due(4, parts.step.device)
+        assert saver.due(4, asked=False)
         assert [p.name for p in in_the_way.iterdir()] == ["step-00000003"]
         in_the_way.rename(tmp_path / "good")
         in_the_way.write_text("no folder")
@@ -146,7 +155,7 @@ def test_the_best_by_the_suite_is_saved_when_it_is_measured(make, tmp_path):
     with saver:
         for done, score in enumerate([None, 0.9, None, 0.5, None, None, None], start=1):
             log_loss(saver, done - 1, 1.0, **({} if score is None else {METRIC: score}))
-            assert saver.due(done, parts.step.device) == (done % 2 == 0)
+            assert saver.due(done, asked=False) == (done % 2 == 0)
             if done % 2 == 0 or done == 7:  # also what could not be measured, and the last
                 saver.save(done, parts, BAD)
     folder = tmp_path / "checkpoints"

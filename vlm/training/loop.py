@@ -113,13 +113,13 @@ def _fit(
             batch = next(batches)
             waited = time.perf_counter() - waiting
             watch.phase = "computing"
-            result = parts.step(step, batch, stop=stop.requested)
+            result = parts.step(step, batch, stop=stop.requested, save=saver.is_late)
             for line in guards.check(done, result):
                 log.say(line)
             counters = guards.counters() | parts.data.counters(done * size)
             measured = evaluation.after(done, result, log=log, watch=watch)
             log.write(step, result, data_wait_s=waited, counters=counters, measured=measured)
-            if done == parts.num_steps or result.stop or saver.due(done, parts.step.device):
+            if done == parts.num_steps or result.stop or saver.due(done, result.save):
                 watch.begin(done, "saving")
                 saver.save(done, parts, {"guards": guards.state()})
             if result.stop:

@@ -108,6 +108,7 @@ class Objective:
             "num_duplicates": pairs.num_duplicates(len(batch.valid)).float(),
             "num_tokens": num_tokens,
             "num_padding": num_tokens - text_lengths(tokens, self.eot_id).sum(),
+            "logit_scale": outputs.logit_scale.detach().reshape(()) / distributed.world_size(),
         }
         return Terms(loss, shares)
 

@@ -53,8 +53,19 @@ class Saver:
         self._pending: Future[Path] | None = None
         self._failures: list[DiskError] = []  # in a row
 
-    def due(self, done: int, device: torch.device) -> bool:
-        """Whether to save after `done` steps: by count, or by rank 0's clock.
+    @property
+    def is_late(self) -> bool:
+        """Whether rank 0's clock says that it is time; the others keep none."""
+        minutes = self.config.run.save_every_minutes
+        late = minutes > 0 and time.monotonic() - self.last_save > minutes * 60
+        return late and distributed.rank() == 0
+
+    def due(self, done: int, asked: bool) -> bool:
+        """Whether to save after `done` steps: by count, or since it was found to be late.
+
+        Args:
+            done: Steps.
+            asked: What `is_late` said to a step, as all ranks know since.
 
         Raises:
             DiskError: The save before has failed, for the third time in a row.
@@ -66,11 +77,7 @@ class Saver:
             return True
         if every and done % every == 0 and _is_of_suite(run.keep_best):
             return True
-        if not run.save_every_minutes:
-            return False
-        late = time.monotonic() - self.last_save > run.save_every_minutes * 60
-        flag = torch.tensor(float(late and distributed.rank() == 0), device=device)
-        return bool(distributed.all_reduce_max(flag))
+        return asked
 
     def save(self, done: int, parts: Parts, counters: dict[str, Any]) -> None:
         """Write a checkpoint of `done` steps; with run.async_save, from a copy, in the thread.

@@ -17,6 +17,7 @@ from vlm.data.transforms import TrainTransform
 from vlm.errors import ConfigError
 from vlm.heads.model import VisionLanguageModule, build_model
 from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES
+from vlm.models.linear import quicken
 from vlm.optim import AveragedWeights, build_optimizers
 from vlm.runtime import distributed
 from vlm.runtime.device import Precision, choose_device, choose_precision, memory_bytes
@@ -165,6 +166,8 @@ def _build_step(
     if flops is not None:
         peak = peak_flops(device, precision)
         accounts = Accounts(flops, peak, config, objective, ranks.world_size, device)
+    if device.type == "cpu" and precision == "bf16":
+        quicken(module)
     step = TrainStep(
         model=wrap(module, train, device, ranks),  # before whatever holds its parameters
         module=module,

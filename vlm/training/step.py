@@ -27,13 +27,14 @@ class StepResult:
         grad_norm: Before clipping.
         skipped: The loss or a gradient was not finite; no weight changed.
         lr: Used by this step.
-        logit_scale: After it.
+        logit_scale: Used by this step.
         num_valid: Samples that counted, texts alone included.
         num_duplicates: Matches beyond each sample's own.
         num_tokens: Positions of texts, after trimming.
         padding_waste: Share of them that were padding.
         bad: Samples that could not be used, by reason.
         stop: Some rank was asked to stop: all do, after this step.
+        save: Some rank found that it is time to save: all do, likewise.
         num_texts_alone: Samples without a picture.
         communication_s: In which this rank waited for others.
     """
@@ -49,6 +50,7 @@ class StepResult:
     padding_waste: float
     bad: Tally[Place]
     stop: bool = False
+    save: bool = False
     num_texts_alone: int = 0
     communication_s: float = 0.0
 
@@ -81,20 +83,23 @@ class TrainStep:
     seed: int
     device: torch.device
 
-    def __call__(self, step: int, batch: Batch, *, stop: bool = False) -> StepResult:
+    def __call__(
+        self, step: int, batch: Batch, *, stop: bool = False, save: bool = False
+    ) -> StepResult:
         """Take step number `step` (0-based) on this rank's part of its global batch.
 
         Args:
             step: Its number.
             batch: This rank's.
             stop: Whether this rank was asked to stop; it rides on the step's own reduction.
+            save: Whether this rank finds that it is time to save; likewise.
         """
         waits = Clock(self.device)
         with heard_by(waits):
-            result = self._take(step, batch, stop)
+            result = self._take(step, batch, {"num_stopping": stop, "num_saving": save})
         return replace(result, communication_s=waits.seconds)
 
-    def _take(self, step: int, batch: Batch, stop: bool) -> StepResult:
+    def _take(self, step: int, batch: Batch, asks: dict[str, bool]) -> StepResult:
         seed_step(self.seed, step, distributed.rank())
         lr = self._lr(step)
         set_lr(self.optimizers, lr)
@@ -104,7 +109,7 @@ class TrainStep:
         # DDP averages gradients over ranks; the loss is a sum over ranks
         backward(terms.loss * distributed.world_size())
         grad_norm = self._clip()
-        values = _reduce(terms, grad_norm, stop)
+        values = _reduce(terms, grad_norm, asks)
         skipped = not values["finite"] or values["num_valid"] < 2
         if not skipped:
             if values["num_valid"] == values["num_texts_alone"]:
@@ -117,13 +122,14 @@ class TrainStep:
             grad_norm=float(grad_norm),
             skipped=skipped,
             lr=lr,
-            logit_scale=float(whole(self.module.encoders.scale().detach())),
+            logit_scale=values["logit_scale"],
             num_valid=int(values["num_valid"]),
             num_duplicates=int(values["num_duplicates"]),
             num_tokens=int(values["num_tokens"]),
             padding_waste=values["num_padding"] / values["num_tokens"],
             bad=_gather(batch.bad) if values["num_bad"] else Tally(),
             stop=values["num_stopping"] > 0,
+            save=values["num_saving"] > 0,
             num_texts_alone=int(values["num_texts_alone"]),
         )
 
@@ -142,7 +148,8 @@ class TrainStep:
         learning = [p for p in self.module.parameters() if p.grad is not None]
         gradients = [p.grad for p in learning if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(gradients, foreach=True))
-        if limit := self.optim.clip_grad_norm:
+        limit = self.optim.clip_grad_norm
+        if limit and (norm.device.type != "cpu" or norm > limit):  # elsewhere, to ask is to wait
             torch.nn.utils.clip_grads_with_norm_(learning, limit, norm, foreach=True)
         return norm
 
@@ -160,11 +167,11 @@ class TrainStep:
             self.averaged.update(self.module.named_parameters())
 
 
-def _reduce(terms: Terms, grad_norm: Tensor, stop: bool) -> dict[str, float]:
+def _reduce(terms: Terms, grad_norm: Tensor, asks: dict[str, bool]) -> dict[str, float]:
     """All shares summed over ranks in one collective; "finite" holds only if it does everywhere."""
     bad = ~(torch.isfinite(terms.loss) & torch.isfinite(grad_norm))
-    stopping = torch.full_like(grad_norm, stop)
-    shares = {**terms.shares, "num_bad_ranks": bad.float(), "num_stopping": stopping}
+    asked = {name: torch.full_like(grad_norm, here) for name, here in asks.items()}
+    shares = {**terms.shares, **asked, "num_bad_ranks": bad}
     stacked = torch.stack([share.float() for share in shares.values()])
     values = dict(zip(shares, distributed.all_reduce_sum(stacked).tolist(), strict=True))
     values["finite"] = float(values.pop("num_bad_ranks") == 0)
