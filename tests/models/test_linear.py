@@ -6,7 +6,13 @@ from torch import nn
 
 from vlm.models.linear import _transposed, quicken, weight_gradient
 
-SHAPES = [(1280, 8, 24), (1280, 24, 8), (1280, 8, 8), (1031, 8, 24), (64, 8, 24)]  # 1031 is prime
+SHAPES = [  # rows, width in, width out; 16,411 is prime
+    (16384, 128, 256),
+    (16384, 256, 128),
+    (16384, 128, 128),
+    (16411, 128, 256),
+    (64, 128, 256),
+]
 
 
 @pytest.mark.parametrize(("rows", "width_in", "width_out"), SHAPES)
@@ -14,7 +20,7 @@ def test_the_gradient_of_a_weight_is_the_product(rows, width_in, width_out):
     x, of_out = (torch.randn(rows, width).bfloat16() for width in (width_in, width_out))
     found = weight_gradient(of_out, x)
     assert found.is_contiguous()
-    torch.testing.assert_close(found, of_out.float().T @ x.float(), rtol=1e-2, atol=0.3)
+    torch.testing.assert_close(found, of_out.float().T @ x.float(), rtol=1e-2, atol=1.0)
 
 
 @pytest.mark.parametrize("shape", [(512, 6), (394, 5), (257, 3), (1, 4)])
@@ -29,8 +35,8 @@ def test_a_transposed_copy_is_one(shape):
 def layers():
     """Two equal networks, of which the second is quicker."""
     torch.manual_seed(0)
-    networks = [nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8, bias=False))]
-    networks.append(nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8, bias=False)))
+    networks = [nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 128, bias=False))]
+    networks.append(nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 128, bias=False)))
     networks[1].load_state_dict(networks[0].state_dict())
     quicken(networks[1])
     return networks
@@ -44,7 +50,7 @@ def run(network, x):
 
 
 def test_under_autocast_it_computes_the_same(layers):
-    x = torch.randn(8, 160, 8, requires_grad=True)
+    x = torch.randn(64, 256, 128, requires_grad=True)
     (out, gradients), (quick, of_quick) = (run(network, x) for network in layers)
     assert quick.dtype == torch.bfloat16
     assert quick.equal(out)
@@ -54,7 +60,7 @@ def test_under_autocast_it_computes_the_same(layers):
 
 
 def test_elsewhere_it_is_the_layer_that_it_was(layers):
-    x = torch.randn(4, 8)
+    x = torch.randn(4, 128)
     assert layers[1](x).equal(layers[0](x))
     assert layers[1](x).dtype == torch.float32
 
@@ -63,6 +69,6 @@ def test_what_is_frozen_gets_no_gradient(layers):
     quick = layers[1]
     quick[0].requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
-        quick(torch.randn(1280, 8)).float().sum().backward()
+        quick(torch.randn(16384, 128)).float().sum().backward()
     assert quick[0].weight.grad is None
     assert quick[2].weight.grad.dtype == torch.float32
