@@ -166,16 +166,18 @@ ENGINE = [
 TILED, STEP, E2E = "benchmarks/tiled_loss.py", "benchmarks/train_step.py", "benchmarks/train_e2e.py"
 CACHING, GPU = "benchmarks/caching.py", "benchmarks/gpu.py"
 NEEDED = (
-    "x/16: both sides take their time in the same products: the FLOPs that are needed, which "
-    "trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what surrounds "
-    "products. Tried: patches as a product, fewer copies, fused AdamW, huge pages, plain "
-    "attention, and attention by chunks that stay in the cache (105 against 84 to 106 ms a layer)."
+    "x/16 in fp32: both sides take their time in the same products: the FLOPs that are needed, "
+    "which trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what "
+    "surrounds products. Tried: patches as a product, fewer copies, fused AdamW, huge pages. What "
+    "helped in bf16 (weight gradients from a transposed copy) finds nothing to gain in fp32."
 )
 FLOOR = (
-    "floor: at the step's own shapes the products alone take 4.86 of 5.82 s (fp32) and 2.3 of "
-    "3.5 s (bf16) of a profiled step, so that 0.85 and 0.78 are what another library of products "
-    "would have to raise; the floor's is a square of 2,048. Tried: transposed weights, huge pages, "
-    "patches as a product."
+    "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
+    "2.7 s (bf16) of a step of B/32, whose 1,600 rows are few: at B/16 bf16 reaches more of it. "
+    "The floor's product is a square of 2,048. Tried: transposed weights, huge pages, an "
+    "allocator that keeps its pages (1 to 3%, for 5% more memory), patches as a product, "
+    "attention by chunks that stay in the cache, weight gradients from a transposed copy (14% at "
+    "B/16, none here), biases within the product (kept)."
 )
 NO_GPU = "GPU: needs one; the script runs whole in its small form (gpu_small.json)."
 

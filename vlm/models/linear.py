@@ -1,8 +1,9 @@
 """Linear layers on the CPU in bf16: to the same bits forward, quicker, and quicker backward.
 
-The gradient of a weight is a product of two matrices that both run along the rows of the batch. oneDNN takes
-up to 1.5 times as long for it as for the same product with one of them transposed, which is itself
-little work if it is done a piece at a time, in the cache (benchmarks/quickstart_parts.py).
+The gradient of a weight is a product of two matrices that both run along the rows of the batch.
+oneDNN takes up to 1.5 times as long for it as for the same product with one of them transposed,
+which is itself little work if it is done a piece at a time, in the cache
+(benchmarks/quickstart_parts.py).
 """
 
 from functools import partial
