@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,9 @@ class Ranks:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         self.logs = [folder / f"log-{rank}" for rank in range(world_size)]
-        group = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        size = str(world_size)
+        group = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         self.processes = []
         for rank, log in enumerate(self.logs):
             environment = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -310,6 +313,7 @@ def fork_ranks(tmp_path_factory):
     """
     used = ["torch._dynamo", "vlm.data.loader", "vlm.training.loop"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(used)
+    forkserver.ensure_running()  # with the environment of now, not of a test that changes it
 
     def fork_ranks(world_size, script, **names):
         folder = tmp_path_factory.mktemp("ranks") / "logs"

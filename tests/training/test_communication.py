@@ -28,8 +28,8 @@ def waited(config, fork_ranks, tmp_path_factory):
 @pytest.mark.parametrize("where", ["forward", "backward", "profiled"])
 def test_a_rank_waits_for_one_that_is_slow(waited, strategy, where):
     late, slow = (waited[f"{strategy} {where}", rank]["waited"] for rank in range(2))
-    assert late > 0.9 * SLEEP_S
-    assert slow < late - SLEEP_S / 2  # a busy machine makes all ranks wait
+    assert late > 0.6 * SLEEP_S  # what rank 0 still computes meanwhile is no wait
+    assert slow < late - SLEEP_S / 4  # a busy machine makes all ranks wait
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -10,6 +10,7 @@ from vlm import checkpoint
 from vlm.config.load import load_config
 from vlm.data.tally import Tally
 from vlm.errors import ConfigError, DiskError, NonFiniteError, Preempted
+from vlm.runtime import distributed
 from vlm.runtime.distributed import Ranks
 from vlm.training.run_log import RunLog
 from vlm.training.saving import Saver
@@ -76,6 +77,15 @@ def test_two_ranks_save_by_the_clock_of_the_first(start, tmp_path, minutes, on_t
     saved = [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")]
     assert saved[-1] == "step-00000009"
     assert (len(saved) > 1) == on_the_way
+
+
+def test_the_first_rank_alone_keeps_a_clock(make, monkeypatch):
+    _, saver = make("run.save_every_minutes=1")
+    assert not saver.is_late
+    saver.last_save -= 61
+    assert saver.is_late
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert not saver.is_late
 
 
 @pytest.mark.parametrize("mode", ["true", "false"])

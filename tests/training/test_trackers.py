@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -239,7 +240,11 @@ def test_a_killed_run_loses_no_step(start, train, metrics, tmp_path):
     settings = {**RUN, "train.steps": num_steps, "run.dir": run}
     process = start(*(f"{name}={value}" for name, value in settings.items()))
     wait_until(lambda: list_checkpoints(run / "checkpoints"))
+    begun = children(process.processes[0].pid)
     process.kill()
+    for pid in begun.values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert 4 <= len(metrics(run)) < num_steps
     train(train__steps=num_steps)
     assert [line["step"] for line in metrics(run)] == list(range(1, num_steps + 1))

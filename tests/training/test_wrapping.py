@@ -87,6 +87,17 @@ def test_two_ranks_have_the_same_losses_and_weights(start, metrics, plain, tmp_p
             torch.testing.assert_close(ours[group][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_in_bf16_all_of_it_is_about_the_same(start, metrics, tmp_path):
+    together = ("strategy=fsdp", "checkpoint_activations=true", "micro_batch_size=3")
+    for name, words in (("one", ()), ("two", [f"train.{word}" for word in together])):
+        size = 2 if words else 1
+        words = (*COMMON, "train.precision=bf16", *words, f"run.dir={tmp_path / name}")
+        start(*words, world_size=size).finish()
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for term in ("loss/contrastive", "loss/caption"):
+            assert one[term] == pytest.approx(two[term], rel=1e-2), one["step"]
+
+
 def test_what_fsdp_saved_goes_on_in_one_process_and_back(start, metrics, plain, tmp_path):
     """Four steps on two ranks, two on one, two on two ranks."""
     folder = tmp_path / "run"

@@ -2,12 +2,14 @@
 
 What is sent while something is calculated costs nothing, and isn't counted. A wait is timed where
 it holds the calculation up: on the CPU by the clock, on CUDA by events of the stream that
-calculates, so that nothing is synchronised for it.
+calculates, so that nothing is synchronised for it. Of FSDP2 on CUDA it is an upper bound: copies
+into and out of what is sent are counted, too.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -141,9 +143,11 @@ def _comes_out(then: Callable[[], None]) -> Callable[..., None]:
 
 
 def _learning(values: Any) -> list[Tensor]:
-    """The tensors in nested tuples and dictionaries that will have a gradient."""
+    """The tensors in what a module takes or returns that will have a gradient, as FSDP2 sees it."""
     if isinstance(values, Tensor):
         return [values] if values.requires_grad else []
+    if is_dataclass(values):
+        values = vars(values)
     if isinstance(values, dict):
         values = values.values()
     elif not isinstance(values, tuple | list):

@@ -114,10 +114,13 @@ def _out_of_memory(error: BaseException, where: str) -> ConfigError | None:
     if not is_cpu and not isinstance(error, torch.OutOfMemoryError | MemoryError):
         return None
     tried = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", text)
-    return ConfigError(
-        f"{where}: out of memory{f', at {tried[1]} more' if tried else ''}; set "
-        "train.memory_budget_gib to less than there is: a step then takes micro-batches that fit"
-    )
+    way_out = ""
+    if where.endswith("computing"):
+        way_out = (
+            "; set train.memory_budget_gib to less than there is, or a smaller "
+            "train.micro_batch_size: a step then takes micro-batches that fit"
+        )
+    return ConfigError(f"{where}: out of memory{f', at {tried[1]} more' if tried else ''}{way_out}")
 
 
 def _told(rank: int, exit_code: int) -> str:

@@ -156,7 +156,7 @@ def _warnings(found: Profile, config: Config, ranks: Ranks) -> Iterator[str]:
     if config.data.cache_gib:
         yield "data      the first pass: pictures are decoded that data.cache_gib keeps for later"
     if ranks.world_size > 1:
-        yield "ranks     rank 0's times; the end of the backward pass waits for the other ranks"
+        yield "ranks     rank 0's times"
     if max(found.step_s) > 1.5 * min(found.step_s):
         yield "warning: the steps' times differ much; does something else run on this machine?"
     if found.num_skipped:
