@@ -25,13 +25,15 @@ def quicken(module: nn.Module) -> None:
         return
     for layer in module.modules():
         if type(layer) is nn.Linear:
+            # as blocks are checkpointed: names and shapes of weights stay
             layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
 
 
 def _forward(layer: nn.Linear, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
     if not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return F.linear(x, layer.weight, layer.bias)
-    out: Tensor = _Linear.apply(x.to(torch.bfloat16), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    x = x.to(torch.bfloat16)
+    out: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
 

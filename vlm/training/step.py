@@ -119,7 +119,7 @@ class TrainStep:
             optimizer.zero_grad(set_to_none=True)
         return StepResult(
             terms={name: v for name, v in values.items() if name.startswith("loss")},
-            grad_norm=float(grad_norm),
+            grad_norm=values["grad_norm"],
             skipped=skipped,
             lr=lr,
             logit_scale=values["logit_scale"],
@@ -171,7 +171,8 @@ def _reduce(terms: Terms, grad_norm: Tensor, asks: dict[str, bool]) -> dict[str,
     """All shares summed over ranks in one collective; "finite" holds only if it does everywhere."""
     bad = ~(torch.isfinite(terms.loss) & torch.isfinite(grad_norm))
     asked = {name: torch.full_like(grad_norm, here) for name, here in asks.items()}
-    shares = {**terms.shares, **asked, "num_bad_ranks": bad}
+    norm = grad_norm / distributed.world_size()  # read here: later it would wait for the update
+    shares = {**terms.shares, **asked, "num_bad_ranks": bad, "grad_norm": norm}
     stacked = torch.stack([share.float() for share in shares.values()])
     values = dict(zip(shares, distributed.all_reduce_sum(stacked).tolist(), strict=True))
     values["finite"] = float(values.pop("num_bad_ranks") == 0)
