@@ -26,6 +26,7 @@ from vlm.models.image_encoder import ConvStem, PatchProjection
 from vlm.models.linear import weight_gradient
 from vlm.models.transformer import attention
 from vlm.optim import Muon, is_hidden_matrix
+from vlm.runtime import onednn
 from vlm.tokenizer import Tokenizer, train_bpe
 
 Pair = dict[str, Callable[[], object]]
@@ -53,12 +54,14 @@ def main() -> None:
         "weight gradient, ViT-B/16, 768 to 3,072": weight_gradients(32 * 197, 768, 3072),
         "weight gradient, ViT-B/16, 3,072 to 768": weight_gradients(32 * 197, 3072, 768),
         "weight gradient, ViT-B/32, 3,072 to 768": weight_gradients(32 * 50, 3072, 768),
+        "linear layer in fp32, ViT-B/16": linear_layers(32 * 197, 768, 3072),
+        "linear layer in fp32, ViT-B/32": linear_layers(32 * 50, 768, 3072),
     }
     result: dict[str, Any] = {
         "benchmark": "quickstart_parts",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "median_ms": {name: medians_ms(pair, args.rounds) for name, pair in cases.items()},
     }
@@ -127,6 +130,15 @@ def weight_gradients(rows: int, width_in: int, width_out: int) -> Pair:
     return {
         "transposed first": lambda: weight_gradient(of_out, x),
         "one product": lambda: (of_out.T @ x).float(),
+    }
+
+
+def linear_layers(rows: int, width_in: int, width_out: int) -> Pair:
+    """Forward, by oneDNN or by PyTorch's own choice."""
+    x, weight = torch.randn(rows, width_in), torch.randn(width_out, width_in)
+    return {
+        "oneDNN": lambda: onednn.linear(x, weight),
+        "F.linear": lambda: F.linear(x, weight),
     }
 
 

@@ -28,7 +28,7 @@ from vlm.data.batch import Batch
 from vlm.data.tally import Tally
 from vlm.data.transforms import normalize
 from vlm.hub.open_clip import translate
-from vlm.runtime import torchvision_guard
+from vlm.runtime import onednn, torchvision_guard
 from vlm.runtime.device import arithmetic
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
@@ -88,7 +88,7 @@ def main() -> None:
         "benchmark": "train_step",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {os.cpu_count()} cores",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -207,13 +207,15 @@ def peer(model: torch.nn.Module, batch: Batch, parts: Parts) -> Callable[[int], 
 
 
 def matrix_rate(precision: str, side: int = 2048, repeats: int = 3) -> float:
-    """FLOP/s of a product of square matrices."""
+    """FLOP/s of a product of square matrices, by the library that is quickest here."""
     a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     b = a.clone()
+    is_onednn = precision == "fp32" and onednn.is_quickest_in_fp32()
+    multiply = onednn.linear if is_onednn else torch.mm
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        torch.mm(a, b)
+        multiply(a, b)
         times.append(time.perf_counter() - began)
     return 2 * side**3 / min(times)
 
@@ -253,10 +255,17 @@ def seconds_of_linear(rows: int, inner: int, outer: int, dtype: torch.dtype) -> 
 
 def needed_flops(parts: Parts, batch: Batch) -> float:
     """Of forward and backward, at the batch's longest caption: three times the forward pass."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_flops}
+    )
     with counter, torch.no_grad():
         parts.step.objective(parts.step.module, batch)
     return 3.0 * counter.get_total_flops()
+
+
+def linear_flops(x: torch.Size, weight: torch.Size, *rest: Any, **more: Any) -> int:
+    """Of oneDNN's linear layer, of which the counter knows nothing."""
+    return 2 * math.prod(x) * weight[0]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The quicker backward pass of linear layers: what autocast computes, and its gradients."""
+"""Quicker linear layers: what PyTorch's compute, and its gradients."""
 
 import pytest
 import torch
 from torch import nn
 
+from vlm.models import linear
 from vlm.models.linear import _transposed, quicken, weight_gradient
+from vlm.runtime import onednn
 
 SHAPES = [  # rows, width in, width out; 16,411 is prime
     (16384, 128, 256),
@@ -72,3 +74,27 @@ def test_what_is_frozen_gets_no_gradient(layers):
         quick(torch.randn(16384, 128)).float().sum().backward()
     assert quick[0].weight.grad is None
     assert quick[2].weight.grad.dtype == torch.float32
+
+
+def gradients_of(network, x):
+    out = network(x)
+    return [out, *torch.autograd.grad(out.square().sum(), [x, *network.parameters()])]
+
+
+@pytest.mark.skipif(not torch._C._has_mkldnn, reason="PyTorch without oneDNN")
+def test_in_fp32_it_computes_the_same(layers, monkeypatch):
+    """On any processor, for it is asked on AMD's alone."""
+    monkeypatch.setattr(onednn, "is_quickest_in_fp32", lambda: True)
+    calls = []
+    monkeypatch.setattr(
+        onednn, "linear", lambda *given, plain=onednn.linear: calls.append(given) or plain(*given)
+    )
+    small, large = (torch.randn(rows, 128, 128, requires_grad=True) for rows in (1, 32))
+    assert large.numel() * 256 == linear._MIN_PRODUCTS
+    for one, two in zip(*(gradients_of(network, large) for network in layers), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * float(one.detach().abs().max()))
+    assert len(calls) == 4  # two layers, forward and backward
+    assert layers[1](small).equal(layers[0](small))
+    assert len(calls) == 4
+    layers[1].double()(large.double())
+    assert len(calls) == 4

@@ -1,9 +1,10 @@
-"""Linear layers on the CPU in bf16, quicker than autocast's by what oneDNN makes of a product.
+"""Linear layers on the CPU, quicker by what oneDNN makes of their products.
 
-The gradient of a weight is a product of two matrices that both run along the rows of the batch.
-oneDNN takes up to 1.5 times as long for it as for the same product with one of them transposed,
-which is itself little work if it is done a piece at a time, in the cache
-(benchmarks/quickstart_parts.py).
+In fp32 its products are taken where they beat those of PyTorch's library (`runtime/onednn.py`). In
+bf16, autocast takes them already; there, the gradient of a weight is a product of two matrices that
+both run along the rows of the batch, and oneDNN takes up to 1.5 times as long for it as for the
+same product with one of them transposed, which is itself little work if it is done a piece at a
+time, in the cache (benchmarks/quickstart_parts.py).
 """
 
 from functools import partial
@@ -15,14 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlm.runtime import onednn
+
+_MIN_PRODUCTS = 2**27  # of fp32: below, the millisecond that oneDNN takes for a new shape counts
 _MIN_ELEMENTS = 2**21  # of the narrower matrix: what a cache holds is not worth a copy
 _PIECE = 256  # rows, which the cache holds
 
 
 def quicken(module: nn.Module) -> None:
-    """Make a module's linear layers quicker under autocast to bf16, where oneDNN has bf16."""
-    if not torch._C._has_mkldnn or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
+    """Make a module's linear layers quicker on this CPU, in fp32 and under autocast to bf16."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             # as blocks are checkpointed: names and shapes of weights stay
@@ -30,24 +32,29 @@ def quicken(module: nn.Module) -> None:
 
 
 def _forward(layer: nn.Linear, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
-    if not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, layer.weight, layer.bias)
-    x = x.to(torch.bfloat16)
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+        quick = onednn.has_bf16()
+    else:
+        is_large = x.numel() * layer.out_features >= _MIN_PRODUCTS
+        quick = is_large and x.dtype == torch.float32 and onednn.is_quickest_in_fp32()
+    if not quick:
+        return F.linear(x, layer.weight, layer.bias)
     out: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
 
 class _Linear(torch.autograd.Function):
-    """`F.linear` of bf16 rows and fp32 weights, cast as autocast does."""
+    """`F.linear` of fp32 weights, which are cast to the dtype of the rows, as autocast does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        half = weight.to(x.dtype)
-        ctx.save_for_backward(x, half)
-        bias = None if bias is None else bias.to(x.dtype)
-        # F.linear writes the bias to all rows first, and then adds the product
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, half, bias, "none", [], "")
-        return out
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        # F.linear in bf16 writes the bias to all rows first, and then adds the product
+        return onednn.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -56,7 +63,7 @@ class _Linear(torch.autograd.Function):
         of_out = gradients[0].flatten(0, -2)
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            (of_out @ weight).view_as(x) if of_x else None,
+            onednn.linear(of_out, weight.T).view_as(x) if of_x else None,
             weight_gradient(of_out, x.flatten(0, -2)) if of_weight else None,
             of_out.sum(0).float() if of_bias else None,
         )
@@ -70,7 +77,7 @@ def weight_gradient(of_out: Float[Tensor, "M N"], x: Float[Tensor, "M K"]) -> Fl
         x: What went in.
     """
     narrow, wide = sorted((of_out.shape[1], x.shape[1]))
-    if len(x) * narrow < _MIN_ELEMENTS or wide < 2 * narrow:
+    if x.dtype == torch.float32 or len(x) * narrow < _MIN_ELEMENTS or wide < 2 * narrow:
         return (of_out.T @ x).float()
     if x.shape[1] == wide:
         return (_transposed(of_out) @ x).float()
