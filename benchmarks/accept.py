@@ -165,6 +165,7 @@ ENGINE = [
 ]
 TILED, STEP, E2E = "benchmarks/tiled_loss.py", "benchmarks/train_step.py", "benchmarks/train_e2e.py"
 CACHING, GPU = "benchmarks/caching.py", "benchmarks/gpu.py"
+PROCESSORS = {"train_step": "AMX", "train_step_epyc": "EPYC"}  # results of, with --out
 NEEDED = (
     "x/16 in fp32: both sides take their time in the same products: the FLOPs that are needed, "
     "which trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what "
@@ -209,32 +210,37 @@ LOSSES = [
     Row("... 65,536 pairs: GiB", TILED, "tiled_loss", lambda r: r["largest"]["gib"], at_most=24),
     *(
         Row(
-            f"step / open_clip's, {model}, {precision}",
+            f"step / open_clip's, {model}, {precision}, {processor}",
             STEP,
-            "train_step",
+            result,
             lambda r, model=model, precision=precision: r["ratio"][model][precision],
             1.5,
             blocked=NEEDED,
         )
+        for result, processor in PROCESSORS.items()
         for model in ("ViT-B-32", "ViT-B-16", "ViT-S-16")
         for precision in ("fp32", "bf16")
     ),
-    Row(
-        "first losses from equal weights, fp32, differ by",
-        STEP,
-        "train_step",
-        lambda r: max(cells["fp32"]["first_loss_difference"] for cells in r["cells"].values()),
-        at_most=1e-4,
+    *(
+        Row(
+            f"first losses from equal weights, fp32, differ by, {processor}",
+            STEP,
+            result,
+            lambda r: max(cells["fp32"]["first_loss_difference"] for cells in r["cells"].values()),
+            at_most=1e-4,
+        )
+        for result, processor in PROCESSORS.items()
     ),
     *(
         Row(
-            f"step / floor, ViT-B-32, {precision}",
+            f"step / floor, ViT-B-32, {precision}, {processor}",
             STEP,
-            "train_step",
+            result,
             lambda r, precision=precision: r["of_floor"]["ViT-B-32"][precision],
             at_least,
             blocked=FLOOR,
         )
+        for result, processor in PROCESSORS.items()
         for precision, at_least in (("fp32", 0.9), ("bf16", 0.68))
     ),
     Row(

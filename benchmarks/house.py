@@ -34,7 +34,7 @@ def main() -> None:
         "benchmark": "house",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **encoder_shares(),
         "help_s": statistics.median(

@@ -49,7 +49,7 @@ def test_a_fit_is_scikit_learns(sample, l2):
     data = sample(400)
     ours, sklearns = fit(data, num_classes=NUM_CLASSES, l2=l2), theirs(data, l2)
     assert objective(ours, data) == pytest.approx(objective(sklearns, data), rel=1e-5)
-    assert ours(data.features) == pytest.approx(sklearns(data.features), abs=0.02)
+    assert ours(data.features) == pytest.approx(sklearns(data.features), abs=0.05)
 
 
 def test_a_fit_does_not_depend_on_the_chunk(sample, monkeypatch):

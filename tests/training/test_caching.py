@@ -57,7 +57,8 @@ def test_micro_batches_have_the_gradient_of_the_whole(parts, batch, micro_batch_
     for name, share in whole.shares.items():
         torch.testing.assert_close(terms.shares[name], share, rtol=1e-6, atol=1e-6)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        rounding = 1e-6 * max(1.0, float(gradient.abs().max()))  # of the sums' largest terms
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=rounding, msg=name)
 
 
 def test_only_a_micro_batch_is_kept(parts, batch):

@@ -230,7 +230,8 @@ def assert_nothing_about_the_machine(run):
     for path in run.glob("wandb/offline-run-*/*.wandb"):
         data = path.read_bytes()
         for secret in (socket.gethostname(), sys.executable, platform.release()):
-            assert secret.encode() not in data, secret
+            is_telling = len(secret) > 4  # shorter ones are found in compressed data by chance
+            assert not is_telling or secret.encode() not in data, secret
         assert not list((path.parent / "files").iterdir())
     assert not any(socket.gethostname() in path.name for path in run.rglob("*tfevents*"))
 
