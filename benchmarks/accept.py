@@ -167,20 +167,22 @@ TILED, STEP, E2E = "benchmarks/tiled_loss.py", "benchmarks/train_step.py", "benc
 CACHING, GPU = "benchmarks/caching.py", "benchmarks/gpu.py"
 PROCESSORS = {"train_step": "AMX", "train_step_epyc": "EPYC"}  # results of, with --out
 NEEDED = (
-    "x/16 in fp32: both sides take their time in the same products: the FLOPs that are needed, "
-    "which trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what "
-    "surrounds products. Tried: patches as a product, fewer copies, fused AdamW, huge pages. What "
-    "helped in bf16 (weight gradients from a transposed copy, 1.14 times) finds nothing to gain in "
-    "fp32. B/16 in bf16 is 1.35 to 1.73 times open_clip, whose own rate differs by 40% from run to "
-    "run; ours was 3.6 to 4.4 samples/s."
+    "x/16: both sides take their time in the same products: the FLOPs that are needed, which "
+    "trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what surrounds "
+    "products. Tried: patches as a product, fewer copies, fused AdamW, huge pages. In bf16 weight "
+    "gradients from a transposed copy gave 1.14 times with AMX, and nothing on EPYC; in fp32 "
+    "oneDNN's products give 1.07 to 1.11 on EPYC, and its weight gradients nothing. B/16 in bf16 "
+    "is 1.35 to 1.73 times open_clip with AMX, whose own rate differs by 40% from run to run, and "
+    "1.17 to 1.23 on EPYC, where products are slower and so count for more."
 )
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
-    "2.7 s (bf16) of a step of B/32, whose 1,600 rows are few: at B/16 bf16 reaches more of it. "
-    "The floor's product is a square of 2,048. Tried: transposed weights, huge pages, an "
-    "allocator that keeps its pages (1 to 3%, for 5% more memory), patches as a product, "
-    "attention by chunks that stay in the cache, weight gradients from a transposed copy (14% at "
-    "B/16, none here), biases within the product (kept)."
+    "2.7 s (bf16) of a step of B/32 with AMX, whose 1,600 rows are few: at B/16 bf16 reaches more "
+    "of it. The floor's product is a square of 2,048, on EPYC in fp32 by oneDNN, whose rate a third "
+    "of a step's products does not get. Tried: transposed weights, huge pages, an allocator that "
+    "keeps its pages (with AMX 1 to 3%, for 5% more memory; on EPYC up to 15%, for up to 23%), "
+    "patches as a product, attention by chunks that stay in the cache, biases within the product "
+    "(kept)."
 )
 NO_GPU = "GPU: needs one; the script runs whole in its small form (gpu_small.json)."
 
