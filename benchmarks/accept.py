@@ -178,8 +178,8 @@ NEEDED = (
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
     "2.7 s (bf16) of a step of B/32 with AMX, whose 1,600 rows are few: at B/16 bf16 reaches more "
-    "of it. The floor's product is a square of 2,048, on EPYC in fp32 by oneDNN, whose rate a third "
-    "of a step's products does not get. Tried: transposed weights, huge pages, an allocator that "
+    "of it. The floor's product is a square of 2,048, on EPYC in fp32 by oneDNN, whose rate one in "
+    "three products does not get. Tried: transposed weights, huge pages, an allocator that "
     "keeps its pages (with AMX 1 to 3%, for 5% more memory; on EPYC up to 15%, for up to 23%), "
     "patches as a product, attention by chunks that stay in the cache, biases within the product "
     "(kept)."
