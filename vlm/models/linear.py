@@ -2,9 +2,9 @@
 
 In fp32 its products are taken where they beat those of PyTorch's library (`runtime/onednn.py`). In
 bf16, autocast takes them already; there, the gradient of a weight is a product of two matrices that
-both run along the rows of the batch, and oneDNN takes up to 1.5 times as long for it as for the
-same product with one of them transposed, which is itself little work if it is done a piece at a
-time, in the cache (benchmarks/quickstart_parts.py).
+both run along the rows of the batch, and with AMX oneDNN takes up to 1.5 times as long for it as
+for the same product with one of them transposed, which is itself little work if it is done a piece
+at a time, in the cache; without AMX it takes as long (benchmarks/quickstart_parts.py).
 """
 
 from functools import partial

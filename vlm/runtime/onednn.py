@@ -16,8 +16,8 @@ def has_bf16() -> bool:
 def is_quickest_in_fp32() -> bool:
     """Whether it multiplies fp32 faster than the library that PyTorch takes for it, which is MKL.
 
-    MKL is Intel's and leaves much of other processors unused: on AMD's with AVX-512, oneDNN takes
-    0.7 to 0.9 of its time (benchmarks/quickstart_parts.py).
+    MKL is Intel's and leaves much of other processors unused: on one of AMD's with AVX-512, oneDNN
+    takes three quarters of its time (benchmarks/quickstart_parts.py).
     """
     processor = torch.cpu.get_capabilities()
     return bool(
