@@ -128,7 +128,8 @@ def test_the_log_has_the_accounts_and_the_folder_the_prediction(start, metrics, 
 def test_memory_grows_by_the_line(config):
     few, more = (build(config, **{"train.global_batch_size": n}).memory for n in (16, 64))
     assert more.activations - few.activations == pytest.approx(48 * few.per_row, rel=0.01)
-    assert replace(few, rows=64).activations == more.activations
+    # a process's first pass makes the colours' mean and deviation, which stay
+    assert replace(few, rows=64).activations == pytest.approx(more.activations, rel=1e-3)
 
 
 def test_no_memory_is_a_line_with_the_way_out(config, fork_ranks, tmp_path):
@@ -139,3 +140,13 @@ def test_no_memory_is_a_line_with_the_way_out(config, fork_ranks, tmp_path):
     (line,) = run.said()
     assert line.startswith("error: step 1, computing: out of memory")
     assert "train.memory_budget_gib" in line
+
+
+def test_a_heap_in_pieces_is_tidied_between_steps(config):
+    parts = build(config)
+    heap = parts.step.heap
+    assert heap.limit == parts.memory.total
+    assert heap.room == parts.memory.batch + parts.memory.activations + parts.memory.tiles
+    heap.limit, heap.steps = 1, 7
+    parts.step(0, next(parts.batches(0, Ranks())))
+    assert heap.limit > heap.room  # what the process holds comes on top

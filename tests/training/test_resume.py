@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 import vlm
 from vlm.checkpoint import list_checkpoints, load_newest, verify
@@ -29,8 +30,9 @@ def kill_at(process, run, step):
     assert process.wait() == [-signal.SIGKILL]
 
 
-def test_a_run_says_when_it_started(finished_run):
+def test_a_run_says_when_it_started_and_on_what(finished_run):
     command = json.loads((finished_run / "command.json").read_text())
+    assert torch.cpu.get_capabilities()["cpu_name"] in command["machine"]
     started = datetime.fromisoformat(command["started"])
     assert started.tzinfo == UTC
     assert started < datetime.now(UTC)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import shutil
 from importlib.util import find_spec
 from typing import Literal
@@ -86,3 +87,10 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; a CPU has no queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def machine(device: torch.device) -> str:
+    """What computes here: the GPU, if it does, and the processor with its threads."""
+    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    there = f"{processor}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name(device)}, {there}" if device.type == "cuda" else there

@@ -1,12 +1,11 @@
 """What a run makes of its machine: FLOPs needed of those possible, recomputation, peak memory."""
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from vlm.config.schema import Config
+from vlm.runtime.heap import peak_resident_bytes, resident_bytes
 from vlm.runtime.peak import Peak
 from vlm.training.flops import ModelFlops
 from vlm.training.objective import Objective
@@ -74,26 +73,11 @@ def current_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    return _resident_bytes("VmRSS")
+    return resident_bytes()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory that tensors took on a GPU, or this process on the CPU, so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _resident_bytes("VmHWM")
-
-
-def _resident_bytes(field: str) -> int:
-    """A line of Linux's /proc/self/status; elsewhere the peak.
-
-    Not `ru_maxrss` on Linux: a process is born with that of its parent.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()

@@ -15,6 +15,7 @@ from vlm.config.find import read_yaml
 from vlm.config.load import dump_config
 from vlm.config.sections import flatten
 from vlm.errors import ConfigError
+from vlm.runtime.device import machine
 from vlm.runtime.files import write_atomic
 from vlm.runtime.preemption import MARKER
 from vlm.training.setup import Parts
@@ -68,7 +69,7 @@ def describe(folder: Path, parts: Parts, first_step: int) -> None:
         "vlm": vlm.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(parts.step.device),
         "predicted_memory_gib": round(parts.memory.total / 2**30, 3),
     }
     write_atomic(folder / "command.json", json.dumps(command, indent=1).encode())

@@ -55,9 +55,14 @@ class MemoryPlan:
         return round(self.fixed + self.per_row * min(self.rows, self.micro_batch_size or self.rows))
 
     @property
+    def of_step(self) -> int:
+        """What a step takes and frees again."""
+        return self.batch + self.activations + self.tiles
+
+    @property
     def total(self) -> int:
         """The predicted peak."""
-        return self.start + self.state + self.batch + self.activations + self.tiles
+        return self.start + self.state + self.of_step
 
     def within(self, budget_gib: float) -> "MemoryPlan":
         """The plan with the largest micro-batches that the budget holds, all of about one size.

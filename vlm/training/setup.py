@@ -22,6 +22,7 @@ from vlm.optim import AveragedWeights, build_optimizers
 from vlm.runtime import distributed
 from vlm.runtime.device import Precision, choose_device, choose_precision, memory_bytes
 from vlm.runtime.distributed import Ranks
+from vlm.runtime.heap import Heap
 from vlm.runtime.peak import peak_flops
 from vlm.runtime.seeding import derive
 from vlm.tokenizer import Tokenizer, build_tokenizer
@@ -167,8 +168,7 @@ def _build_step(
         peak = peak_flops(device, precision)
         accounts = Accounts(flops, peak, config, objective, ranks.world_size, device)
     if device.type == "cpu":
-        # in fp32 not the texts' layers: what oneDNN keeps for each new length is 100 MB and more
-        quicken(module if precision == "bf16" else module.encoders.image)
+        quicken(module)
     step = TrainStep(
         model=wrap(module, train, device, ranks),  # before whatever holds its parameters
         module=module,
@@ -188,6 +188,7 @@ def _build_step(
         precision=precision,
         seed=train.seed,
         device=device,
+        heap=Heap(memory.total, memory.of_step) if device.type == "cpu" else None,
     )
     return step, memory, accounts
 

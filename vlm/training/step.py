@@ -13,6 +13,7 @@ from vlm.optim import AveragedWeights, lr_at, set_lr
 from vlm.runtime import distributed
 from vlm.runtime.communication import Clock, backward, heard_by
 from vlm.runtime.device import Precision, arithmetic
+from vlm.runtime.heap import Heap
 from vlm.runtime.seeding import seed_step
 from vlm.runtime.sharded import whole
 from vlm.training.objective import Objective, Terms
@@ -70,6 +71,7 @@ class TrainStep:
         precision: Of the forward pass.
         seed: Of the run.
         device: Where the batch goes.
+        heap: Of this process, if tensors live there: on the CPU.
     """
 
     model: nn.Module
@@ -82,6 +84,7 @@ class TrainStep:
     precision: Precision
     seed: int
     device: torch.device
+    heap: Heap | None = None
 
     def __call__(
         self, step: int, batch: Batch, *, stop: bool = False, save: bool = False
@@ -97,6 +100,8 @@ class TrainStep:
         waits = Clock(self.device)
         with heard_by(waits):
             result = self._take(step, batch, {"num_stopping": stop, "num_saving": save})
+        if self.heap is not None:
+            self.heap.tidy()
         return replace(result, communication_s=waits.seconds)
 
     def _take(self, step: int, batch: Batch, asks: dict[str, bool]) -> StepResult:
