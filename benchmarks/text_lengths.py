@@ -2,14 +2,13 @@
 
     python benchmarks/text_lengths.py          # about 6 minutes, 6 GiB
 
-ViT-S/16 of open_clip, bf16, batch 32: steps on noise whose longest caption is another every other
-step, which no data set is like. Each side has a process of its own, since a peak is a process's,
-and one runs after the other: seconds say what tidying costs only roughly.
+ViT-S/16 of open_clip, bf16, batch 32: steps on noise whose captions have another length every
+other step, which no data set is like. Each side has a process of its own, since a peak is a
+process's, and one runs after the other: seconds say what tidying costs only roughly.
 """
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from train_step import noise, parts_for
 
+from vlm.runtime.device import machine
 from vlm.runtime.heap import peak_resident_bytes
 from vlm.training.memory import GIB
 
@@ -45,7 +45,7 @@ def main() -> None:
         "benchmark": "text_lengths",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {os.cpu_count()} cores",
+        "machine": machine(torch.device("cpu")),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "lengths": LENGTHS,
         "sides": sides,
@@ -60,10 +60,10 @@ def run(*, is_tidied: bool) -> dict[str, Any]:
     heap = parts.step.heap
     assert heap is not None
     if not is_tidied:
-        heap.limit = 2**62
+        heap.planned = 2**62
     taken = []
     for number, length in enumerate(length for length in LENGTHS for _ in range(2)):
-        batch = noise(parts, 32, 8, length)
+        batch = noise(parts, 32, length, length)
         began = time.perf_counter()
         parts.step(number, batch)
         taken.append(time.perf_counter() - began)

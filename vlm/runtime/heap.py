@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_IN_PIECES = 9 / 8  # of the limit: a heap is never packed to the last page
+_IN_PIECES = 9 / 8  # of what should be: a heap is never packed to the last page
 _STEPS_BETWEEN = 8  # at least: giving back and getting pages anew takes up to a fifth of a step
 
 
@@ -27,21 +27,24 @@ class Heap:
     library keeps what is free there, cannot place the next step's tensors in it, and grows.
 
     Attributes:
-        limit: Bytes that the process should not hold much more than.
+        planned: Bytes that the process should not hold much more than.
         room: Of these, what a step takes and frees again; kept by the heap, it is no waste.
-        steps: Since the last time.
+        stays: What the process held when nothing was left to give back: caches count, too.
+        steps: Since then.
     """
 
-    limit: int
+    planned: int
     room: int
+    stays: int = 0
     steps: int = 0
 
     def tidy(self) -> None:
-        """Call it after each step. What stays all the same, as a cache does, raises the limit."""
+        """Call it after each step."""
         self.steps += 1
-        if self.steps >= _STEPS_BETWEEN and resident_bytes() > self.limit * _IN_PIECES:
+        limit = max(self.planned, self.stays + self.room) * _IN_PIECES
+        if self.steps >= _STEPS_BETWEEN and resident_bytes() > limit:
             _give_back()
-            self.limit, self.steps = max(self.limit, resident_bytes() + self.room), 0
+            self.stays, self.steps = resident_bytes(), 0
 
 
 def _give_back() -> None:

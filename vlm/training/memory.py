@@ -56,7 +56,7 @@ class MemoryPlan:
 
     @property
     def of_step(self) -> int:
-        """What a step takes and frees again."""
+        """What a step takes and frees again, but for the gradients."""
         return self.batch + self.activations + self.tiles
 
     @property

@@ -169,6 +169,7 @@ def _build_step(
         accounts = Accounts(flops, peak, config, objective, ranks.world_size, device)
     if device.type == "cpu":
         quicken(module)
+    gradients = sum(p.nbytes for p in module.parameters() if p.requires_grad)
     step = TrainStep(
         model=wrap(module, train, device, ranks),  # before whatever holds its parameters
         module=module,
@@ -188,7 +189,7 @@ def _build_step(
         precision=precision,
         seed=train.seed,
         device=device,
-        heap=Heap(memory.total, memory.of_step) if device.type == "cpu" else None,
+        heap=Heap(memory.total, memory.of_step + gradients) if device.type == "cpu" else None,
     )
     return step, memory, accounts
 
