@@ -171,10 +171,9 @@ NEEDED = (
     "trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what surrounds "
     "products. Tried: patches as a product, fewer copies, fused AdamW, huge pages. In bf16 weight "
     "gradients from a transposed copy gave 1.14 times with AMX, and nothing on EPYC; in fp32 "
-    "oneDNN's products give 1.07 to 1.11 on EPYC in the image encoder and 1.06 to 1.27 in the "
-    "text's, and its weight gradients nothing. B/16 in bf16 "
-    "is 1.35 to 1.73 times open_clip with AMX, whose own rate differs by 40% from run to run, and "
-    "1.17 to 1.23 on EPYC, where products are slower and so count for more."
+    "oneDNN's products are quicker than MKL's on EPYC (quickstart_parts.py), not its weight "
+    "gradients. B/16 in bf16 is 1.35 to 1.73 times open_clip with AMX, whose own rate differs by "
+    "40% from run to run, and 1.17 to 1.23 on EPYC, where products are slower and so count more."
 )
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "

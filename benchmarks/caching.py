@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiled_loss import resident
 
 from vlm.config.load import load_config
 from vlm.data.batch import Batch
 from vlm.data.tally import Tally
 from vlm.runtime.distributed import Ranks
+from vlm.runtime.heap import peak_resident_bytes, resident_bytes
 from vlm.training.setup import Parts, build_parts
 
 
@@ -87,11 +87,11 @@ def backward(parts: Parts, batch: Batch, micro_batch_size: int | None) -> dict[s
     module.zero_grad(set_to_none=False)
     objective = replace(parts.step.objective, micro_batch_size=micro_batch_size)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before, began = resident("VmRSS"), time.perf_counter()
+    before, began = resident_bytes(), time.perf_counter()
     objective(module, batch).loss.backward()
     return {
         "seconds": time.perf_counter() - began,
-        "mib": (resident("VmHWM") - before) / 2**20,
+        "mib": (peak_resident_bytes() - before) / 2**20,
         "gradients": [p.grad.clone() for p in module.parameters() if p.grad is not None],
     }
 

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.config.load import load_config
 from vlm.models.image_encoder import ImageEncoder
+from vlm.runtime.device import machine
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         "benchmark": "house",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads",
+        "machine": machine(torch.device("cpu")),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **encoder_shares(),
         "help_s": statistics.median(

@@ -27,6 +27,7 @@ from vlm.models.linear import weight_gradient
 from vlm.models.transformer import attention
 from vlm.optim import Muon, is_hidden_matrix
 from vlm.runtime import onednn
+from vlm.runtime.device import machine
 from vlm.tokenizer import Tokenizer, train_bpe
 
 Pair = dict[str, Callable[[], object]]
@@ -61,7 +62,7 @@ def main() -> None:
         "benchmark": "quickstart_parts",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads",
+        "machine": machine(torch.device("cpu")),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "median_ms": {name: medians_ms(pair, args.rounds) for name, pair in cases.items()},
     }

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiled_loss import resident
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlm.eval.retrieval import Captions, number_captions, ranks_of, retrieval_rows
+from vlm.runtime.heap import peak_resident_bytes, resident_bytes
 from vlm.tokenizer import clip_tokenizer
 
 NUM_CHECKED = 200  # queries a direction
@@ -40,13 +40,13 @@ def main() -> None:
     images, texts = features(of_pictures, args.texts, args.dim)
     warm_up(args.dim)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before, seconds, began = resident("VmRSS"), {}, time.perf_counter()
+    before, seconds, began = resident_bytes(), {}, time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal began
         now = time.perf_counter()
         seconds[name], began = now - began, now
-        mib = (resident("VmHWM") - before) / 2**20
+        mib = (peak_resident_bytes() - before) / 2**20
         print(f"{name}: {seconds[name]:.1f} s, peak {mib:.0f} MiB", flush=True)
 
     found = number_captions(of_pictures, tokenizer, args.equal_captions)
@@ -55,7 +55,7 @@ def main() -> None:
     lap("ranks")
     rows = retrieval_rows(*ranks, found.pairs, range(args.pictures))
     lap("rows")
-    mib = (resident("VmHWM") - before) / 2**20
+    mib = (peak_resident_bytes() - before) / 2**20
     result = {
         "benchmark": "retrieval_scale",
         "command": " ".join(sys.argv),

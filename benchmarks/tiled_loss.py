@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vlm.losses.contrastive import info_nce
 from vlm.losses.pairs import GPU_TILE_BYTES, TILE_BYTES, Pairs
+from vlm.runtime.heap import peak_resident_bytes, resident_bytes
 
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
@@ -88,21 +89,16 @@ def measure(
 ) -> tuple[dict[str, float], tuple[Tensor, ...]]:
     """Seconds, MiB beyond inputs and gradients; the loss and the gradients."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    before, began = resident("VmRSS"), time.perf_counter()
+    before, began = resident_bytes(), time.perf_counter()
     result = step(*inputs)
     seconds = time.perf_counter() - began
     gradients = sum(tensor.nbytes for tensor in result)
-    peak = resident("VmHWM")
+    peak = peak_resident_bytes()
     return {
         "seconds": seconds,
         "mib": (peak - before - gradients) / 2**20,
         "gib": peak / 2**30,  # of the whole process
     }, result
-
-
-def resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
 def tiled(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,6 @@ normalises, clips and guards. A round takes a step of each side and multiplies m
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -29,7 +28,7 @@ from vlm.data.tally import Tally
 from vlm.data.transforms import normalize
 from vlm.hub.open_clip import translate
 from vlm.runtime import onednn, torchvision_guard
-from vlm.runtime.device import arithmetic
+from vlm.runtime.device import arithmetic, machine
 from vlm.runtime.distributed import Ranks
 from vlm.training.setup import Parts, build_parts
 
@@ -88,7 +87,7 @@ def main() -> None:
         "benchmark": "train_step",
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {os.cpu_count()} cores",
+        "machine": machine(torch.device("cpu")),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -126,10 +126,11 @@ def test_the_log_has_the_accounts_and_the_folder_the_prediction(start, metrics, 
 
 
 def test_memory_grows_by_the_line(config):
-    few, more = (build(config, **{"train.global_batch_size": n}).memory for n in (16, 64))
+    # a process's first pass makes the colours' mean and deviation, which stay: not looked at
+    sizes = (16, 16, 64)
+    _, few, more = (build(config, **{"train.global_batch_size": n}).memory for n in sizes)
     assert more.activations - few.activations == pytest.approx(48 * few.per_row, rel=0.01)
-    # a process's first pass makes the colours' mean and deviation, which stay
-    assert replace(few, rows=64).activations == pytest.approx(more.activations, rel=1e-3)
+    assert replace(few, rows=64).activations == more.activations
 
 
 def test_no_memory_is_a_line_with_the_way_out(config, fork_ranks, tmp_path):
