@@ -1,11 +1,14 @@
 """A training step against open_clip's, and against the floor: needed FLOPs at the matrix rate.
 
-    python benchmarks/train_step.py            # about 15 minutes, 8 GiB
+    python benchmarks/train_step.py            # about 25 minutes, 12 GiB
 
 Both sides in one process, in turns, on the same batches of noise with captions of 8 to 24 tokens,
 from equal weights. open_clip's side is the step of its own trainer (`open_clip_train.train`): text
 at 77 tokens, its loss, its AdamW groups; its pictures come normalised. Ours is `TrainStep`, which
-normalises, clips and guards. A round takes a step of each side and multiplies matrices.
+normalises, clips and guards, and keeps its pages as in `vlm train`; open_clip's have the C
+library's usual ways, unless `--peer-keeps-pages`. A turn is three steps, of which the last counts:
+the memory that the side before gave back is taken by the first ones. A round is a turn of each side
+and a product of matrices.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from vlm.hub.open_clip import translate
 from vlm.runtime import onednn, torchvision_guard
 from vlm.runtime.device import arithmetic, machine
 from vlm.runtime.distributed import Ranks
+from vlm.runtime.heap import pages_kept
 from vlm.training.setup import Parts, build_parts
 
 torchvision_guard.install()
@@ -70,11 +75,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=default, choices=list(MODELS))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-keeps-pages", action="store_true", help="as vlm does")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.json"))
     args = parser.parse_args()
     found = {
-        model: {p: measure(model, p, args.batch, args.rounds) for p in args.precisions}
+        model: {
+            p: measure(model, p, args.batch, args.rounds, peer_keeps_pages=args.peer_keeps_pages)
+            for p in args.precisions
+        }
         for model in args.models
     }
 
@@ -94,6 +103,7 @@ def main() -> None:
             "open_clip": open_clip.__version__,
         },
         "batch": args.batch,
+        "peer_keeps_pages": args.peer_keeps_pages,
         "cells": found,
         "ratio": column("ratio"),
         "of_floor": column("of_floor"),
@@ -102,7 +112,9 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, float]:
+def measure(
+    name: str, precision: str, size: int, rounds: int, *, peer_keeps_pages: bool = False
+) -> dict[str, float]:
     """Samples/s of both sides, the matrix rate, and what they come to."""
     torch.manual_seed(0)
     theirs = open_clip_model(name)
@@ -114,13 +126,15 @@ def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, floa
     losses = {side: step(0) for side, step in steps.items()}
     taken: dict[str, list[float]] = {side: [] for side in steps}
     rates = []
-    for number in range(1, rounds + 1):
-        for side in list(steps)[:: -1 if number % 2 else 1]:
-            began = time.perf_counter()
-            steps[side](number)
-            taken[side].append(time.perf_counter() - began)
+    for number in range(rounds):
+        for side in list(steps)[:: 1 if number % 2 else -1]:
+            keeps = side == "vlm" or peer_keeps_pages
+            with pages_kept(parts.step.device) if keeps else nullcontext():
+                taken[side].append(turn(steps[side], number))
         rates.append(matrix_rate(precision))
     seconds = {side: statistics.median(times) for side, times in taken.items()}
+    with pages_kept(parts.step.device):
+        in_products = products(parts, batch, precision)
     needed, rate = needed_flops(parts, batch), statistics.median(rates)
     cell = {
         **{f"{side}_per_s": size / s for side, s in seconds.items()},
@@ -128,12 +142,20 @@ def measure(name: str, precision: str, size: int, rounds: int) -> dict[str, floa
         "matrix_gflops": rate / 1e9,
         "needed_gflop_a_sample": needed / size / 1e9,
         "of_floor": needed / rate / seconds["vlm"],
-        "products_s": products(parts, batch, precision),
+        "products_s": in_products,
         "step_s": seconds["vlm"],
         "first_loss_difference": abs(losses["open_clip"] - losses["vlm"]),
     }
     print(name, precision, json.dumps({k: round(v, 5) for k, v in cell.items()}), flush=True)
     return cell
+
+
+def turn(step: Callable[[int], float], number: int, steps: int = 3) -> float:
+    """Seconds of the last of some steps."""
+    for each in range(steps):
+        began = time.perf_counter()
+        step(1 + number * steps + each)
+    return time.perf_counter() - began
 
 
 def open_clip_model(name: str) -> torch.nn.Module:
@@ -209,14 +231,23 @@ def matrix_rate(precision: str, side: int = 2048, repeats: int = 3) -> float:
     """FLOP/s of a product of square matrices, by the library that is quickest here."""
     a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     b = a.clone()
-    is_onednn = precision == "fp32" and onednn.is_quickest_in_fp32()
-    multiply = onednn.linear if is_onednn else torch.mm
+    return 2 * side**3 / seconds_of(lambda: multiply(a, b), repeats)
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A linear layer's product, as the step takes it."""
+    by_onednn = x.dtype == torch.float32 and onednn.is_quickest_in_fp32()
+    return onednn.linear(x, weight) if by_onednn else x @ weight.T
+
+
+def seconds_of(call: Callable[[], object], repeats: int) -> float:
+    """Of the quickest."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        multiply(a, b)
+        call()
         times.append(time.perf_counter() - began)
-    return 2 * side**3 / min(times)
+    return min(times)
 
 
 def products(parts: Parts, batch: Batch, precision: str) -> float:
@@ -241,15 +272,9 @@ def seconds_of_linear(rows: int, inner: int, outer: int, dtype: torch.dtype) -> 
     """Of its forward product and the two of its backward pass; the best of five each."""
     x, gradient = (torch.randn(rows, width, dtype=dtype) for width in (inner, outer))
     weight = torch.randn(outer, inner, dtype=dtype)
-    total = 0.0
-    for product in (lambda: x @ weight.T, lambda: gradient @ weight, lambda: gradient.T @ x):
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            product()
-            times.append(time.perf_counter() - began)
-        total += min(times)
-    return total
+    forward = seconds_of(lambda: multiply(x, weight), 5)
+    of_input = seconds_of(lambda: multiply(gradient, weight.T), 5)
+    return forward + of_input + seconds_of(lambda: gradient.T @ x, 5)
 
 
 def needed_flops(parts: Parts, batch: Batch) -> float:

@@ -1,7 +1,6 @@
 """Train, evaluate and use CLIP-style vision-language models; names are imported when first used."""
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from vlm.training.loop import train
 
     __version__: str
-
-# Large tensors on the CPU in huge pages, for which torch looks with its first tensor: a step asks
-# for gigabytes anew, and small pages come one fault each.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Config",

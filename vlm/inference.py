@@ -21,6 +21,7 @@ from vlm.heads.class_names import resolve_class_names
 from vlm.heads.generate import Decoding, generate
 from vlm.heads.model import VisionLanguageModule
 from vlm.heads.zero_shot import Prediction, ZeroShotClassifier, zero_shot_classifier
+from vlm.models.linear import quicken
 from vlm.models.text_encoder import text_lengths, trim
 from vlm.runtime.files import disk_error, write_synced, written_whole
 from vlm.tokenizer import Tokenizer
@@ -60,6 +61,8 @@ class VisionLanguageModel:
         device: torch.device,
     ) -> None:
         self.model = model.to(device).eval()
+        if device.type == "cpu":
+            quicken(self.model)
         self.config = config
         self.tokenizer = tokenizer
         self.device = device

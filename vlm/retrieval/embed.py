@@ -19,6 +19,7 @@ from vlm.data.loader import evaluation_batches, evaluation_slice
 from vlm.errors import DataError
 from vlm.inference import VisionLanguageModel
 from vlm.retrieval.progress import track
+from vlm.runtime.heap import pages_kept
 
 _FEW = 4000  # samples that are read sooner than workers start
 Log = Callable[[str], object]
@@ -104,9 +105,10 @@ def read_pictures(
     skipped: Counter[str] = Counter()
     if rank == 0:
         batches = track(batches, _size, total=total, description=description, log=log)
-    for batch in batches:
-        skipped.update(batch.bad)
-        yield _readable(batch)
+    with pages_kept(model.device):
+        for batch in batches:
+            skipped.update(batch.bad)
+            yield _readable(batch)
     if skipped and world_size == 1:
         log(skipped_line(skipped, total))
 

@@ -1,12 +1,23 @@
-"""The memory that this process holds, and its heap, which training leaves in pieces."""
+"""The memory that this process holds, and its heap, whose pages a training step takes again."""
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 _IN_PIECES = 9 / 8  # of what should be: a heap is never packed to the last page
-_STEPS_BETWEEN = 8  # at least: giving back and getting pages anew takes up to a fifth of a step
+_STEPS_BETWEEN = 4  # at least: giving back and getting pages anew takes up to a fifth of a step
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_num_keeping = (
+    0  # uses of `pages_kept` that have not ended: the library's options are the process's
+)
+_USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 
 
 def resident_bytes() -> int:
@@ -17,6 +28,33 @@ def resident_bytes() -> int:
 def peak_resident_bytes() -> int:
     """The most that it ever held."""
     return _status("VmHWM")
+
+
+@contextmanager
+def pages_kept(device: torch.device) -> Iterator[None]:
+    """Within, what tensors on the CPU leave stays with the process, for the next ones.
+
+    As GNU's C library comes, a large tensor's pages go back to the system with it, and the system
+    hands out others, each zeroed first: gigabytes a step. Afterwards it is as it comes, once large
+    tensors were there, and what is free goes back. With other libraries, and for tensors elsewhere,
+    nothing happens.
+
+    Args:
+        device: Where the tensors are.
+    """
+    global _num_keeping
+    if device.type != "cpu" or (library := _gnu()) is None:
+        yield
+        return
+    _num_keeping += 1
+    _set(library, _KEEPING)
+    try:
+        yield
+    finally:
+        _num_keeping -= 1
+        if not _num_keeping:
+            _set(library, _USUAL)
+            _give_back()
 
 
 @dataclass
@@ -47,9 +85,21 @@ class Heap:
             self.stays, self.steps = resident_bytes(), 0
 
 
+def _gnu() -> ctypes.CDLL | None:
+    """The C library, if it is GNU's: with others there is nothing to keep or to give back."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
+
+
+def _set(library: ctypes.CDLL, options: dict[int, int]) -> None:
+    for option, value in options.items():
+        library.mallopt(option, value)
+
+
 def _give_back() -> None:
-    """GNU's C library can; with others there is nothing to do."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+    if (library := _gnu()) is not None:
         library.malloc_trim(0)
 
 

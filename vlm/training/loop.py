@@ -12,6 +12,7 @@ from vlm.config.schema import Config
 from vlm.errors import Preempted
 from vlm.inference import VisionLanguageModel
 from vlm.runtime import distributed
+from vlm.runtime.heap import pages_kept
 from vlm.runtime.preemption import StopSignals, stop_signals
 from vlm.runtime.watch import Watch, watched
 from vlm.training.evaluation import Evaluation, trained_model
@@ -105,7 +106,12 @@ def _fit(
         log.say(f"resuming {folder} at step {first} of {parts.num_steps}")
     saver = Saver(folder / "checkpoints", settings)
     saver.log = log
-    with closing(log), saver, closing(parts.batches(first, ranks)) as batches:
+    with (
+        pages_kept(parts.step.device),
+        closing(log),
+        saver,
+        closing(parts.batches(first, ranks)) as batches,
+    ):
         for step in range(first, parts.num_steps):
             done = step + 1
             watch.begin(done, "waiting for data")

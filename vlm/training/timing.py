@@ -15,6 +15,7 @@ from vlm.data.workers import prefetch_factor
 from vlm.runtime.device import synchronize
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.files import write_atomic
+from vlm.runtime.heap import pages_kept
 from vlm.runtime.peak import Peak, peak_flops
 from vlm.training import marks
 from vlm.training.flops import ModelFlops, StepFlops, count_flops
@@ -114,7 +115,7 @@ def measure(parts: Parts, ranks: Ranks, trace: Path | None) -> Profile:
     flops, peak = count_flops(step.module, step.objective), peak_flops(step.device, step.precision)
     unmarked: list[float] = []
     steps: list[_Step] = []
-    with closing(parts.batches(0, ranks)) as batches:
+    with pages_kept(step.device), closing(parts.batches(0, ranks)) as batches:
         _drain(parts, ranks, batches)
         for number in range(NUM_WARM_UP):
             step(number, next(batches))
