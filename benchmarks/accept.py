@@ -169,20 +169,22 @@ PROCESSORS = {"train_step": "AMX", "train_step_epyc": "EPYC"}  # results of, wit
 NEEDED = (
     "x/16: both sides take their time in the same products: the FLOPs that are needed, which "
     "trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what surrounds "
-    "products. Tried: patches as a product, fewer copies, fused AdamW, huge pages. In bf16 weight "
-    "gradients from a transposed copy gave 1.14 times with AMX, and nothing on EPYC; in fp32 "
+    "products. Kept: pages, which fp32 gains most from (on EPYC B/16 1.54 times open_clip, or 21 s "
+    "a step where 29 were). Tried: patches as a product, fewer copies, fused AdamW, huge pages. In "
+    "bf16 weight gradients from a transposed copy gave 1.14 times with AMX, and nothing on EPYC, "
+    "where B/16's products alone take 9.0 of 11.4 s, and the bar is 9.6; in fp32 "
     "oneDNN's products are quicker than MKL's on EPYC (quickstart_parts.py), not its weight "
-    "gradients. B/16 in bf16 is 1.35 to 1.73 times open_clip with AMX, whose own rate differs by "
-    "40% from run to run, and 1.17 to 1.23 on EPYC, where products are slower and so count more."
+    "gradients. With AMX, B/16 in bf16 is 1.35 to 1.73 times open_clip, whose own rate differs by "
+    "40% from run to run. Results with AMX are of before pages were kept, and had huge pages asked "
+    "for on both sides, which on EPYC slowed open_clip by 5 to 20%: to be taken again."
 )
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
-    "2.7 s (bf16) of a step of B/32 with AMX, whose 1,600 rows are few: at B/16 bf16 reaches more "
-    "of it. The floor's product is a square of 2,048, on EPYC in fp32 by oneDNN, whose rate one in "
-    "three products does not get. Tried: transposed weights, huge pages, an allocator that "
-    "keeps its pages (with AMX 1 to 3%, for 5% more memory; on EPYC 0 to 15%, for up to 23%), "
-    "patches as a product, attention by chunks that stay in the cache, biases within the product "
-    "(kept)."
+    "2.7 s (bf16) of a step of B/32 with AMX, and 5.6 of 6.8 s (fp32) on EPYC; its 1,600 rows are "
+    "few: at B/16 bf16 reaches more of it. The floor's product is a square of 2,048, on EPYC in "
+    "fp32 by oneDNN, whose rate one in three products does not get. Tried: transposed weights, huge "
+    "pages, patches as a product, attention by chunks that stay in the cache, biases within the "
+    "product (kept), an allocator that keeps its pages (kept: 0.57 became 0.76 on EPYC)."
 )
 NO_GPU = "GPU: needs one; the script runs whole in its small form (gpu_small.json)."
 

@@ -5,10 +5,10 @@
 Both sides in one process, in turns, on the same batches of noise with captions of 8 to 24 tokens,
 from equal weights. open_clip's side is the step of its own trainer (`open_clip_train.train`): text
 at 77 tokens, its loss, its AdamW groups; its pictures come normalised. Ours is `TrainStep`, which
-normalises, clips and guards, and keeps its pages as in `vlm train`; open_clip's have the C
-library's usual ways, unless `--peer-keeps-pages`. A turn is three steps, of which the last counts:
-the memory that the side before gave back is taken by the first ones. A round is a turn of each side
-and a product of matrices.
+normalises, clips and guards, and keeps its pages as in `vlm train`; open_clip's heap has the C
+library's usual ways, with the largest of its thresholds, unless `--peer-keeps-pages`. A turn is
+three steps, of which the last counts: the memory that the side before gave back is taken by the
+first ones. A round is a turn of each side and a product of matrices.
 """
 
 import argparse
@@ -228,14 +228,14 @@ def peer(model: torch.nn.Module, batch: Batch, parts: Parts) -> Callable[[int], 
 
 
 def matrix_rate(precision: str, side: int = 2048, repeats: int = 3) -> float:
-    """FLOP/s of a product of square matrices, by the library that is quickest here."""
+    """FLOP/s of a product of square matrices."""
     a = torch.randn(side, side, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     b = a.clone()
     return 2 * side**3 / seconds_of(lambda: multiply(a, b), repeats)
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A linear layer's product, as the step takes it."""
+    """A linear layer's product, by the library that is quickest here."""
     by_onednn = x.dtype == torch.float32 and onednn.is_quickest_in_fp32()
     return onednn.linear(x, weight) if by_onednn else x @ weight.T
 

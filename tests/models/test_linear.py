@@ -1,5 +1,8 @@
 """Quicker linear layers: what PyTorch's compute, and its gradients."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +45,16 @@ def layers():
     networks[1].load_state_dict(networks[0].state_dict())
     quicken(networks[1])
     return networks
+
+
+def test_a_quick_layer_goes_when_its_model_does(layers):
+    layer = weakref.ref(layers[1][0])
+    gc.disable()
+    try:
+        layers.pop()
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 def run(network, x):

@@ -216,12 +216,18 @@ def _word_relevance(
 
 @contextmanager
 def evaluating(model: VisionLanguageModel) -> Iterator[DualEncoder]:
-    """The encoders in evaluation mode, where gradients can be had; all is as it was afterwards."""
+    """The encoders in evaluation mode, where gradients can be had; all is as it was afterwards.
+
+    Weights get none: a layer would multiply matrices for them.
+    """
     modes = {module: module.training for module in model.model.modules()}
-    model.model.eval()
+    learning = [weight for weight in model.model.parameters() if weight.requires_grad]
+    model.model.eval().requires_grad_(False)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield model.model.encoders
     finally:
         for module, training in modes.items():
             module.training = training
+        for weight in learning:
+            weight.requires_grad_()

@@ -7,11 +7,9 @@ for the same product with one of them transposed, which is itself little work if
 at a time, in the cache; without AMX it takes as long (benchmarks/quickstart_parts.py).
 """
 
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -27,23 +25,23 @@ def quicken(module: nn.Module) -> None:
     """Make a module's linear layers quicker on this CPU, in fp32 and under autocast to bf16."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
-            # as blocks are checkpointed: names and shapes of weights stay
-            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+            layer.__class__ = _QuickLinear  # names and shapes of weights stay
 
 
-def _forward(layer: nn.Linear, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.linear(x, layer.weight, layer.bias)
-    if torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))
-        quick = onednn.has_bf16()
-    else:
-        is_large = x.numel() * layer.out_features >= _MIN_PRODUCTS
-        quick = is_large and x.dtype == torch.float32 and onednn.is_quickest_in_fp32()
-    if not quick:
-        return F.linear(x, layer.weight, layer.bias)
-    out: Tensor = _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]  # torch's own
-    return out
+class _QuickLinear(nn.Linear):
+    def forward(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+            quick = x.dtype == torch.bfloat16 and onednn.has_bf16()
+        else:
+            is_large = x.numel() * self.out_features >= _MIN_PRODUCTS
+            quick = is_large and x.dtype == torch.float32 and onednn.is_quickest_in_fp32()
+        if not quick or x.ndim < 2 or not x.numel():
+            return super().forward(x)
+        out: Tensor = _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]  # torch's own
+        return out
 
 
 class _Linear(torch.autograd.Function):

@@ -1,7 +1,9 @@
 """The memory that this process holds, and its heap, whose pages a training step takes again."""
 
 import ctypes
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +16,9 @@ _STEPS_BETWEEN = 4  # at least: giving back and getting pages anew takes up to a
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
-_num_keeping = (
-    0  # uses of `pages_kept` that have not ended: the library's options are the process's
-)
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
+_num_keeping = 0  # uses of `pages_kept` that have not ended
+_lock = threading.Lock()
 
 
 def resident_bytes() -> int:
@@ -35,26 +36,22 @@ def pages_kept(device: torch.device) -> Iterator[None]:
     """Within, what tensors on the CPU leave stays with the process, for the next ones.
 
     As GNU's C library comes, a large tensor's pages go back to the system with it, and the system
-    hands out others, each zeroed first: gigabytes a step. Afterwards it is as it comes, once large
-    tensors were there, and what is free goes back. With other libraries, and for tensors elsewhere,
-    nothing happens.
+    hands out others, each zeroed first: gigabytes a step. Afterwards that is so again, with the
+    thresholds that the library comes to by itself where tensors are large, and what is free goes
+    back. Nothing happens with other libraries, where the environment sets these options, and for
+    tensors elsewhere; tensors of other threads than the main one profit less.
 
     Args:
         device: Where the tensors are.
     """
-    global _num_keeping
-    if device.type != "cpu" or (library := _gnu()) is None:
+    if device.type != "cpu" or (library := _gnu()) is None or _is_set_by_user():
         yield
         return
-    _num_keeping += 1
-    _set(library, _KEEPING)
+    _count(library, 1)
     try:
         yield
     finally:
-        _num_keeping -= 1
-        if not _num_keeping:
-            _set(library, _USUAL)
-            _give_back()
+        _count(library, -1)
 
 
 @dataclass
@@ -93,9 +90,23 @@ def _gnu() -> ctypes.CDLL | None:
     return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
-def _set(library: ctypes.CDLL, options: dict[int, int]) -> None:
-    for option, value in options.items():
-        library.mallopt(option, value)
+def _is_set_by_user() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return any(
+        f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables
+        for name in ("mmap_max", "mmap_threshold", "trim_threshold")
+    )
+
+
+def _count(library: ctypes.CDLL, change: int) -> None:
+    """Of uses of `pages_kept`: the first changes the options, and the last changes them back."""
+    global _num_keeping
+    with _lock:
+        _num_keeping += change
+        for option, value in (_KEEPING if _num_keeping else _USUAL).items():
+            library.mallopt(option, value)
+        if not _num_keeping:
+            _give_back()
 
 
 def _give_back() -> None:
