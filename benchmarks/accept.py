@@ -176,15 +176,15 @@ NEEDED = (
     "oneDNN's products are quicker than MKL's on EPYC (quickstart_parts.py), not its weight "
     "gradients. With AMX, B/16 in bf16 is 1.35 to 1.73 times open_clip, whose own rate differs by "
     "40% from run to run. Results with AMX are of before pages were kept, and had huge pages asked "
-    "for on both sides, which on EPYC slowed open_clip by 5 to 20%: to be taken again."
+    "for on both sides, which on EPYC slows open_clip, too: to be taken again."
 )
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
     "2.7 s (bf16) of a step of B/32 with AMX, and 5.6 of 6.8 s (fp32) on EPYC; its 1,600 rows are "
     "few: at B/16 bf16 reaches more of it. The floor's product is a square of 2,048, on EPYC in "
-    "fp32 by oneDNN, whose rate one in three products does not get. Tried: transposed weights, huge "
-    "pages, patches as a product, attention by chunks that stay in the cache, biases within the "
-    "product (kept), an allocator that keeps its pages (kept: 0.57 became 0.76 on EPYC)."
+    "fp32 by oneDNN, whose rate one in three products does not get. Tried: transposed weights, "
+    "huge pages, patches as a product, attention by chunks that stay in the cache, biases within "
+    "the product (kept), an allocator that keeps its pages (kept: 0.57 became 0.76 on EPYC)."
 )
 NO_GPU = "GPU: needs one; the script runs whole in its small form (gpu_small.json)."
 
