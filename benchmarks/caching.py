@@ -31,7 +31,7 @@ from vlm.training.setup import Parts, build_parts
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--micro-batch", type=int, default=128)
+    parser.add_argument("--micro-batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/caching.json"))
     args = parser.parse_args()

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlm.losses.caption import caption_loss, caption_targets
+from vlm.losses.caption import caption_loss, caption_targets, computed_again
 
 SOT, EOT, PAD = 1, 2, 0
 
@@ -83,6 +83,25 @@ def test_no_more_logits_exist_than_the_vocabulary_takes():
     assert max(sizes) <= max(weight.numel(), hidden.numel())
     assert mask.sum() * len(weight) > 10 * max(sizes)
     assert not any(height % 64 for height in heights - {len(weight)})  # each is a kernel that stays
+
+
+def test_the_gradient_is_left_to_the_second_time():
+    tensors = make(torch.float32)
+    products = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.mm.default:
+                products.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Note():
+        with computed_again():
+            first = caption_loss(*tensors)
+        assert len(products) == 1
+        second = caption_loss(*tensors)
+        assert len(products) == 1 + 3
+    assert first == second
 
 
 def test_a_batch_without_a_real_token_has_no_loss():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from vlm.errors import ConfigError
 from vlm.heads.captioner import Captioner
 from vlm.heads.coca import Coca, CocaDecoder
 from vlm.heads.language import LanguageHead, LanguageTargets, language_states
-from vlm.losses.caption import caption_loss
+from vlm.losses.caption import caption_loss, computed_again
 from vlm.losses.pairs import TILE_BYTES
 from vlm.models.dual_encoder import DualEncoder, Features
 from vlm.models.image_encoder import ImageEncoder
@@ -123,8 +124,9 @@ class VisionLanguageModule(nn.Module):
 
         With `micro_batch_size`, that many samples at a time, of which only the features are kept;
         the backward pass computes each micro-batch again, with the same random numbers (gradient
-        caching, arXiv 2101.06983, section 3). The loss and its gradient are those of the whole
-        batch, in the memory of a part, for a second forward pass.
+        caching, arXiv 2101.06983, section 3), but for the last one, with which it begins. The loss
+        and its gradient are those of the whole batch, in the memory of a part, for a second forward
+        pass.
 
         Args:
             images: As they are loaded.
@@ -139,12 +141,12 @@ class VisionLanguageModule(nn.Module):
             negatives: Tokens of texts that are nearly true of the pictures.
         """
         size = micro_batch_size or len(images)
-        encode: Callable[..., _Part] = self._encode
-        if size < len(images):
-            encode = partial(checkpoint, self._encode, use_reentrant=False)
+        encode_twice: Callable[..., _Part] = partial(
+            checkpoint, self._encode, use_reentrant=False, context_fn=_value_then_gradient
+        )
         slices = [slice(start, start + size) for start in range(0, len(images), size)]
         parts = [
-            encode(
+            (self._encode if rows is slices[-1] else encode_twice)(
                 prepare,
                 images[rows],
                 tokens[rows],
@@ -220,6 +222,11 @@ class VisionLanguageModule(nn.Module):
         return caption_loss(
             hidden, vocabulary, language.targets, language.mask, tile_bytes=tile_bytes
         )
+
+
+def _value_then_gradient() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a micro-batch: the first time, and when the backward pass computes it again."""
+    return computed_again(), nullcontext()
 
 
 def _rows_to_encode(has_picture: Bool[Tensor, " B"]) -> Int[Tensor, " b"]:

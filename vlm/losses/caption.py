@@ -1,5 +1,8 @@
 """Next-token cross-entropy of captions (CoCa, arXiv 2205.01917, equation 2)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,6 +13,18 @@ from torch.nn.functional import pad
 from vlm.losses.pairs import TILE_BYTES
 
 MULTIPLE = 64  # rows of a product: oneDNN compiles and keeps a kernel for each number of them
+
+_IS_COMPUTED_AGAIN = ContextVar("computed_again", default=False)
+
+
+@contextmanager
+def computed_again() -> Iterator[None]:
+    """What is computed within is needed for its value: a second time gives the gradient."""
+    token = _IS_COMPUTED_AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _IS_COMPUTED_AGAIN.reset(token)
 
 
 def caption_loss(
@@ -54,13 +69,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device, dtype=_at_least_fp32(hidden.dtype))
         height = max(hidden.shape[1], tile_bytes // (4 * len(weight)))
         height = max(1, height // MULTIPLE) * MULTIPLE
+        wants_gradient = any(ctx.needs_input_grad) and not _IS_COMPUTED_AGAIN.get()
         for start in range(0, len(x), height):
             rows = slice(start, start + height)
             count = min(num_rows - start, rows.stop - start)  # what follows is padding
             logits = (x[rows] @ w.T).to(loss.dtype)
             logsumexp, target = logits.logsumexp(1, keepdim=True), wanted[rows]
             loss += (logsumexp - logits.gather(1, target))[:count].sum()
-            if any(ctx.needs_input_grad):
+            if wants_gradient:
                 of_logits = logits.sub_(logsumexp).exp_()
                 of_logits.scatter_add_(1, target, -torch.ones_like(logsumexp))
                 of_logits = of_logits.to(dtype)

@@ -154,7 +154,8 @@ class ModelFlops:
         loss = similarities + self.teacher_image(rows) + self.teacher_text(rows, text_length)
         recomputed = 0.0
         if micro_batch_size is not None and micro_batch_size < rows:
-            recomputed += image.forward + text.forward + captioner.forward
+            again = 1 - (rows % micro_batch_size or micro_batch_size) / rows  # all but the last
+            recomputed += again * (image.forward + text.forward + captioner.forward)
         if not self.keeps_tiles and 4 * rows * columns > tile_bytes:  # bytes of fp32 logits
             recomputed += similarities.forward
         return StepFlops(image, text, captioner, loss, recomputed)
