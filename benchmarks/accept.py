@@ -169,27 +169,25 @@ PROCESSORS = {"train_step": "AMX", "train_step_epyc": "EPYC"}  # results of, wit
 NEEDED = (
     "x/16: both sides take their time in the same products: the FLOPs that are needed, which "
     "trimmed captions lower, are 1/1.16 of open_clip's at B/16, and the rest is what surrounds "
-    "products. Kept: pages, which fp32 gains most from (on EPYC B/16 1.54 times open_clip, or 21 s "
-    "a step where 29 were). Tried: patches as a product, fewer copies, fused AdamW, huge pages. In "
-    "bf16 weight gradients from a transposed copy gave 1.14 times with AMX, and nothing on EPYC, "
-    "where B/16's products alone take 9.0 of 11.4 s, and the bar is 9.6; in fp32 "
-    "oneDNN's products are quicker than MKL's on EPYC (quickstart_parts.py), not its weight "
-    "gradients. With AMX, B/16 in bf16 is 1.35 to 1.73 times open_clip, whose own rate differs by "
-    "40% from run to run. Results with AMX are of before pages were kept, and had huge pages asked "
-    "for on both sides, which on EPYC slows open_clip, too: to be taken again."
+    "products: 1.5 times its rate on EPYC is 0.91 (B/16 fp32), 0.89 (bf16), 0.73 (S/16 fp32) and "
+    "0.66 (bf16) of the floor in the same run, where ours are 0.75, 0.78, 0.67 and 0.66; products "
+    "alone take 79, 75, 73 and 63% of a step. From run to run either side differs by 20 to 30%: "
+    "B/16 fp32 was 1.54 in a run before this one, S/16 fp32 1.42 and 1.73, S/16 bf16 1.56. Kept: "
+    "pages, oneDNN's products in fp32 where they are quicker (quickstart_parts.py). Tried: patches "
+    "as a product, fewer copies, fused AdamW, huge pages; in bf16 weight gradients from a "
+    "transposed copy gave 1.14 times with AMX, and nothing on EPYC. With AMX, B/16 in bf16 is 1.35 "
+    "to 1.73 times open_clip, whose own rate differs by 40% from run to run. Results with AMX are "
+    "of before pages were kept, and had huge pages asked for on both sides, which on EPYC slows "
+    "open_clip, too: to be taken again."
 )
 FLOOR = (
     "floor: at the step's own shapes the products alone take 4.9 of 6.0 s (fp32) and 1.3 to 2.0 of "
-    "2.7 s (bf16) of a step of B/32 with AMX, and 5.6 of 6.8 s (fp32) on EPYC; its 1,600 rows are "
-    "few: at B/16 bf16 reaches more of it. The floor's product is a square of 2,048, on EPYC in "
-    "fp32 by oneDNN, whose rate one in three products does not get. Tried: transposed weights, "
-    "huge pages, patches as a product, attention by chunks that stay in the cache, biases within "
-    "the product (kept), an allocator that keeps its pages (kept: 0.57 became 0.76 on EPYC)."
-)
-CACHED = (
-    "caching: at most 0.75, for it passes forward twice. Kept pages made the uncached batch, which "
-    "takes 5 GiB a step, more than twice as quick on EPYC, and left the cached one, which takes "
-    "none, as it was; without them it is 1.4. Tried: micro-batches of 256 and 512, no difference."
+    "2.7 s (bf16) of a step of B/32 with AMX, and 5.2 of 6.0 s and 2.6 of 3.8 s on EPYC (bf16 was "
+    "0.75 in a run before this one); its 1,600 rows are few: at B/16 bf16 reaches more of it. The "
+    "floor's product is a square of 2,048, on EPYC in fp32 by oneDNN, whose rate one in three "
+    "products does not get. Tried: transposed weights, huge pages, patches as a product, attention "
+    "by chunks that stay in the cache, biases within the product (kept), an allocator that keeps "
+    "its pages (kept: 0.57 became 0.80 on EPYC)."
 )
 NO_GPU = "GPU: needs one; the script runs whole in its small form (gpu_small.json)."
 
@@ -261,12 +259,11 @@ LOSSES = [
     ),
     Row("... ViT-Ti/16, 112 px", E2E, "train_e2e", lambda r: r["ratio"]["ViT-Ti-16"], 2.0),
     Row(
-        "4,096 by caching / uncached",
+        "4,096 by caching, 512 at a time / uncached",
         CACHING,
         "caching",
         lambda r: r["ratio"],
         0.68,
-        blocked=CACHED,
     ),
     Row(
         "18 lengths of texts: peak memory / planned",

@@ -8,21 +8,18 @@ seconds are with pages kept, as in `vlm train`.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 
 from vlm.config.load import load_config
 from vlm.data.batch import Batch
 from vlm.data.tally import Tally
-from vlm.runtime.device import machine
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.heap import pages_kept, peak_resident_bytes, resident_bytes
 from vlm.training.setup import Parts, build_parts
@@ -59,11 +56,6 @@ def main() -> None:
         for ours, theirs in zip(gradients["cached"], gradients["uncached"], strict=True)
     )
     result = {
-        "benchmark": "caching",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "batch": args.batch,
         "micro_batch": args.micro_batch,
         "medians": medians,
@@ -71,8 +63,7 @@ def main() -> None:
         "largest_relative_difference": difference,
         "mib_by_batch": memory,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("caching", result, args.out)
 
 
 def noise(parts: Parts, size: int) -> Batch:

@@ -7,14 +7,12 @@ is the search for the constant caption that sets the chance level.
 """
 
 import argparse
-import json
-import os
-import platform
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
+
+from record import record
 
 from vlm.eval import constant_captions as constants
 from vlm.metrics.bleu import bleu_counts
@@ -60,16 +58,10 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
             print(number, name, f"{seconds[name][-1]:.2f} s", flush=True)
     result = {
-        "benchmark": "caption_metrics",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version()},
         "pictures": args.pictures,
         "median": {name: statistics.median(found) for name, found in seconds.items()},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("caption_metrics", result, args.out)
 
 
 if __name__ == "__main__":

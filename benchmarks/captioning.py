@@ -9,11 +9,7 @@ without, in turns.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +29,7 @@ from vlm.tokenizer import clip_tokenizer
 
 torchvision_guard.install()
 import open_clip  # behind the guard
+from record import record
 
 
 def main() -> None:
@@ -68,23 +65,13 @@ def main() -> None:
         for name, sides in taken.items()
     }
     result = {
-        "benchmark": "captioning",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-        },
         "tokens": args.length,
         "parity": parity,
         "seconds": medians,
         "same_tokens": same,
         "speedup": {name: m["uncached"] / m["cached"] for name, m in medians.items()},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("captioning", result, args.out, "open_clip_torch")
 
 
 def models() -> tuple[torch.nn.Module, VisionLanguageModule]:

@@ -7,18 +7,14 @@ Only validation splits are scored here; the test splits are scored by `make demo
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import vlm
+from record import record
 
 
 def main() -> None:
@@ -26,25 +22,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo.json"))
     args = parser.parse_args()
-    started = time.strftime("%Y-%m-%d %H:%M")
     runs = []
     for seed in range(args.seeds):
         runs.append(train(seed))
         print(json.dumps({"seed": seed, **runs[-1]}), flush=True)
     names = runs[0]["scores"]
     result = {
-        "benchmark": "demo",
-        "command": " ".join(sys.argv),
-        "started": started,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"vlm": vlm.__version__, "torch": torch.__version__},
         "seconds_training": [run["seconds_training"] for run in runs],
         "median": {name: statistics.median(run["scores"][name] for run in runs) for name in names},
         "chance": runs[0]["chance"],
         "runs": runs,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("demo", result, args.out)
 
 
 def train(seed: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,13 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import train_step
+from record import record
 from rich.console import Console
 from rich.table import Table
 from tiled_loss import cross_entropies, features, tiled
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlm.runtime.device import synchronize
+from vlm.runtime.device import machine, synchronize
 
 ROOT = Path(__file__).parent.parent
 BATCHES = {"ViT-B-32": (256, 1024), "ViT-B-16": (128, 512), "ViT-L-14": (64, 256)}
@@ -46,11 +46,6 @@ def main() -> None:
     began = time.monotonic()
     device = torch.device("cpu" if args.small else "cuda")
     result: dict[str, Any] = {
-        "benchmark": "gpu",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": platform.machine() if args.small else torch.cuda.get_device_name(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "parity": parity(device),
         "loss": {},
         "steps": [],
@@ -66,10 +61,9 @@ def main() -> None:
             result["loss"][name] = found
         else:
             result["steps"].append({"what": name, **(found or {})})
-    show(result)
+    show(result, device)
     out = args.out or ROOT / f"benchmarks/results/{'gpu_small' if args.small else 'gpu'}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("gpu", result, out, device=device.type)
 
 
 def parity(device: torch.device) -> dict[str, float]:
@@ -210,8 +204,8 @@ def timed(run: Callable[[], object], device: torch.device, rounds: int) -> dict[
     return {"seconds": statistics.median(times), "peak_gib": round(peak, 3)}
 
 
-def show(result: dict[str, Any]) -> None:
-    table = Table("what", "ms", "samples/s", "MFU", "peak GiB", title=result["machine"])
+def show(result: dict[str, Any], device: torch.device) -> None:
+    table = Table("what", "ms", "samples/s", "MFU", "peak GiB", title=machine(device))
     rows = [{"what": name, **(found or {})} for name, found in result["loss"].items()]
     for row in (*rows, *result["steps"]):
         if "seconds" not in row:

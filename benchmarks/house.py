@@ -7,9 +7,7 @@ The demo's time leaves out the set-up, which `make demo` prints by itself.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.config.load import load_config
 from vlm.models.image_encoder import ImageEncoder
-from vlm.runtime.device import machine
 
 
 def main() -> None:
@@ -32,11 +30,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/house.json"))
     args = parser.parse_args()
     result: dict[str, Any] = {
-        "benchmark": "house",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **encoder_shares(),
         "help_s": statistics.median(
             seconds([sys.executable, "-m", "vlm", "--help"]) for _ in range(5)
@@ -48,8 +41,7 @@ def main() -> None:
         result["check_s"] = seconds(["make", "check"], folder)
         if not args.no_demo:
             result["demo_s"] = seconds(["make", "demo"], folder)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("house", result, args.out)
 
 
 def seconds(command: list[str], folder: str = ".") -> float:

@@ -9,8 +9,6 @@ random epoch, as a resumed run needs them. The target: under 200 ms and 200 MB.
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import record
 
 from vlm.data.dataset import open_shards
 from vlm.data.index_file import ShardIndex
@@ -42,11 +41,6 @@ def main() -> None:
         print(json.dumps(measure(args.measure)))
         return
     result: dict[str, Any] = {
-        "benchmark": "index_scale",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} threads",
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "num_shards": NUM_SHARDS,
         "num_samples": NUM_SAMPLES,
         "global_batch_size": GLOBAL_BATCH_SIZE,
@@ -58,8 +52,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--measure", str(path)]
         measured = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     result |= json.loads(measured.stdout)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("index_scale", result, args.out, "numpy")
 
 
 def made_up_shards() -> list[ShardIndex]:

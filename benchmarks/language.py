@@ -10,16 +10,15 @@ token frequencies of the training captions make of the same captions.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 from torch import Tensor
 
 from vlm.data.dataset import Dataset, open_shards
@@ -44,7 +43,6 @@ def main() -> None:
     parser.add_argument("--weight", type=float, default=0.5, help="loss.language_weight")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/language.json"))
     args = parser.parse_args()
-    started = time.strftime("%Y-%m-%d %H:%M")
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in range(args.seeds):
         for arm, words in ARMS.items():
@@ -54,11 +52,6 @@ def main() -> None:
             print(arm, seed, json.dumps(found[arm][-1]), flush=True)
     frequencies = {split: perplexity_of_frequencies(split) for split in SPLITS}
     result = {
-        "benchmark": "language",
-        "command": " ".join(sys.argv),
-        "started": started,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__},
         "steps": args.steps,
         "weight": args.weight,
         "runs": found,
@@ -66,9 +59,7 @@ def main() -> None:
         "perplexity_ratio": {arm: ratios(found[arm], frequencies) for arm in PLAIN},
         "zero_shot_points": {arm: points(found[arm], found[PLAIN[arm]]) for arm in PLAIN},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    del result["runs"]
-    print(json.dumps(result))
+    record("language", result, args.out)
 
 
 def measured(words: list[str]) -> dict[str, Any]:

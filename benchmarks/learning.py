@@ -12,11 +12,8 @@ then three seeds.
 """
 
 import argparse
-import json
 import math
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -32,9 +29,9 @@ from vlm.runtime import torchvision_guard
 
 torchvision_guard.install()
 
-import open_clip
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from record import record
 
 from vlm.config.load import load_config
 from vlm.config.schema import Config
@@ -59,7 +56,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning.json"))
     args = parser.parse_args()
-    started = time.strftime("%Y-%m-%d %H:%M")
     step_s = measure_steps()
     precision = {side: min(times, key=times.__getitem__) for side, times in step_s.items()}
     num_steps = {side: int(args.seconds / step_s[side][precision[side]]) for side in SIDES}
@@ -76,11 +72,6 @@ def main() -> None:
         for side in SIDES
     }
     result = {
-        "benchmark": "learning",
-        "command": " ".join(sys.argv),
-        "started": started,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "open_clip": open_clip.__version__},
         "seconds": args.seconds,
         "step_s": step_s,
         "precision": precision,
@@ -90,8 +81,7 @@ def main() -> None:
         "median_acc1": medians,
         "ratio": {s: medians["ours"][s] / max(1e-9, medians["open_clip"][s]) for s in SPLITS},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("learning", result, args.out, "open_clip_torch")
 
 
 def settings(seed: int, lr: float, num_steps: int, precision: str) -> Config:

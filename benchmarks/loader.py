@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -26,11 +25,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import webdataset
 from loader_run import IMAGE_SIZE, PIPELINES
 from PIL import Image
+from record import record
 
 from vlm.data.order import draws_of_visit
 from vlm.data.transforms import TrainTransform
@@ -54,10 +53,6 @@ def main() -> None:
     args = parser.parse_args()
     pythons = dict.fromkeys(PIPELINES, sys.executable) | {"open_clip": peer_python(args.peer_env)}
     result: dict[str, Any] = {
-        "benchmark": "loader",
-        "command": " ".join(sys.argv),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "opencv": cv2.__version__},
         "rounds": args.rounds,
         "photographs": str(args.photos or ", ".join(PACKAGES)),
     }
@@ -68,8 +63,7 @@ def main() -> None:
         }
     before = json.loads(args.out.read_text())["sides"] if args.out.exists() else {}
     result["sides"] = dict(sorted((before | sides).items()))  # each says when it was measured
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("loader", result, args.out, "opencv-python-headless")
 
 
 def measure(

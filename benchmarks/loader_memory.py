@@ -7,10 +7,7 @@ them broken; its resident memory is sampled, and a line is fitted to all but the
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import webdataset
 from PIL import Image
+from record import record
 
 from vlm.data.dataset import open_shards
 from vlm.data.loader import training_batches
@@ -42,18 +40,13 @@ def main() -> None:
     samples, seconds, rss = readings[len(readings) // 5 :].T
     per_sample = float(np.polyfit(samples, rss, 1)[0])
     result = {
-        "benchmark": "loader_memory",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "versions": {"python": platform.python_version()},
         "samples": args.samples,
         "samples_per_s": float(np.ptp(samples) / np.ptp(seconds)),
         "rss_mib": [round(float(bound(rss)) / 2**20, 2) for bound in (np.min, np.max)],
         "bytes_per_sample": per_sample,
         "mib_per_minute": per_sample * np.ptp(samples) / np.ptp(seconds) * 60 / 2**20,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("loader_memory", result, args.out)
 
 
 def rss_readings(shard: str, num_samples: int) -> Iterator[tuple[int, float, int]]:

@@ -10,14 +10,10 @@ order's blocks are small by the same factor: a block is a quarter of the data se
 
 import argparse
 import io
-import json
-import platform
 import shutil
-import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from record import record
 
 from vlm.data.dataset import Dataset, open_shards
 from vlm.data.order import SampleOrder
@@ -44,11 +41,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/node_traffic.json"))
     args = parser.parse_args()
     result: dict[str, Any] = {
-        "benchmark": "node_traffic",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": platform.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "nodes": args.nodes,
         "epochs": args.epochs,
         "shards": SHARDS,
@@ -62,7 +54,7 @@ def main() -> None:
             ratios = downloads_by_epoch(Path(folder), streams, args.nodes, args.epochs)
             result[f"downloads_by_epoch_streams_{streams}"] = ratios
             print(f"streams={streams}: data sets downloaded, by epoch: {ratios}")
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    record("node_traffic", result, args.out, "numpy")
 
 
 def write_shards(folder: Path) -> None:

@@ -9,10 +9,6 @@ that the same fifth chooses, and, which no one may do, of the one that is best o
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vlm.runtime import torchvision_guard
 
 torchvision_guard.install()
+from record import record
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -54,11 +50,6 @@ def main() -> None:
     best = max(theirs, key=lambda fit: fit["acc1"])
     acc1 = ours.rows[0].value
     result = {
-        "benchmark": "probe",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "model": args.model,
         "n": ours.rows[0].n,
         "acc1": acc1,
@@ -71,8 +62,7 @@ def main() -> None:
         "points_above_scikit_learns_best": 100 * (acc1 - best["acc1"]),
         "seconds": seconds | {"scikit_learn": sum(fit["seconds"] for fit in theirs)},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("probe", result, args.out)
 
 
 def scikit_learn(source: Source, train: Source, label: str) -> list[dict[str, float]]:

@@ -7,10 +7,7 @@ turn by turn, in bf16 as training is; the figures are medians in ms.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from record import record
 from torch import Tensor, nn
 
 from vlm.config.load import load_config
@@ -27,7 +25,6 @@ from vlm.models.linear import weight_gradient
 from vlm.models.transformer import attention
 from vlm.optim import Muon, is_hidden_matrix
 from vlm.runtime import onednn
-from vlm.runtime.device import machine
 from vlm.tokenizer import Tokenizer, train_bpe
 
 Pair = dict[str, Callable[[], object]]
@@ -59,15 +56,9 @@ def main() -> None:
         "linear layer in fp32, ViT-B/32": linear_layers(32 * 50, 768, 3072),
     }
     result: dict[str, Any] = {
-        "benchmark": "quickstart_parts",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "median_ms": {name: medians_ms(pair, args.rounds) for name, pair in cases.items()},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    record("quickstart_parts", result, args.out)
 
 
 def medians_ms(pair: Pair, rounds: int) -> dict[str, float]:

@@ -8,15 +8,12 @@ Some ranks are compared with those of fp64 products, made one query at a time.
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import record
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -57,11 +54,6 @@ def main() -> None:
     lap("rows")
     mib = (peak_resident_bytes() - before) / 2**20
     result = {
-        "benchmark": "retrieval_scale",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "texts": len(texts),
         "pictures": len(images),
         "dim": args.dim,
@@ -72,8 +64,7 @@ def main() -> None:
         "ranks_unlike_fp64": unlike(texts, images, found, ranks),
         "checked": 2 * NUM_CHECKED,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("retrieval_scale", result, args.out, device=args.device)
 
 
 def captions(num_texts: int, num_pictures: int) -> list[list[str]]:

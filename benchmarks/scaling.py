@@ -10,10 +10,8 @@ that its ranks are given, at the sizes that the command names.
 import argparse
 import json
 import pickle
-import platform
 import resource
 import statistics
-import sys
 import time
 import tracemalloc
 from itertools import pairwise
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import record
 
 from vlm.data.index_file import RECORD
 from vlm.data.order import SampleOrder
@@ -47,17 +46,12 @@ def main() -> None:
         return
     sizes = shard_sizes(args.samples, args.samples_per_shard)
     result = {
-        "benchmark": "scaling",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": platform.machine(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
         **cluster(args, len(sizes)),
         "orders": [measured(args, sizes, streams) for streams in STREAMS],
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
+    record("scaling", result, args.out, "numpy")
 
 
 def shard_sizes(samples: int, mean: int) -> np.ndarray:

@@ -8,16 +8,14 @@ objects out is included once, as it is in the command.
 
 import argparse
 import hashlib
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
+
+from record import record
 
 
 def main() -> None:
@@ -32,16 +30,11 @@ def main() -> None:
     if len({digest for _, digest in found}) > 1:
         sys.exit("the same seed gave other bytes")
     result = {
-        "benchmark": "scenes",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "scenes": args.scenes,
         "scenes_per_core_second": statistics.median(rate for rate, _ in found),
         "sha256": found[0][1],
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("scenes", result, args.out)
 
 
 def compose(num_scenes: int) -> tuple[float, str]:

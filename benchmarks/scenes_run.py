@@ -9,8 +9,6 @@ run is kept, and one that is there already is only measured.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from record import record
 
 TASKS = ("caption", "questions", "swap", "explain")
 NUM_SCENES = 40_000  # to train on
@@ -60,19 +58,13 @@ def main() -> None:
         captions = json.loads((results.parent / "eval" / f"caption-{args.split}.json").read_text())
         named = share_with_both(captions["samples"], objects_of(scenes, args.split))
     result = {
-        "benchmark": "scenes_run",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "split": args.split,
         "seconds_training": seconds,
         "rows": {f"{row['task']}/{row['metric']}": row for row in rows},
         "both_objects_named": named,
         **figures(rows),
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+    record("scenes_run", result, args.out)
 
 
 def run(*words: str) -> None:

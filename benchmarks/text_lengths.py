@@ -10,7 +10,6 @@ only roughly.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from record import record
 from train_step import noise, parts_for
 
-from vlm.runtime.device import machine
 from vlm.runtime.heap import pages_kept, peak_resident_bytes
 from vlm.training.memory import GIB
 
@@ -43,17 +41,11 @@ def main() -> None:
         sides[side] = json.loads(done.stdout.splitlines()[-1])
         print(side, sides[side], flush=True)
     result = {
-        "benchmark": "text_lengths",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(torch.device("cpu")),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "lengths": LENGTHS,
         "sides": sides,
         "ratio": sides["tidied"]["peak_gib"] / sides["tidied"]["planned_gib"],
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("text_lengths", result, args.out)
 
 
 def run(*, is_tidied: bool) -> dict[str, Any]:

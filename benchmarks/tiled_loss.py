@@ -7,17 +7,14 @@ beyond the inputs and their gradients. `--largest 65536` adds one run of that ba
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from record import record
 from torch import Tensor
 
 from vlm.losses.contrastive import info_nce
@@ -56,11 +53,6 @@ def main() -> None:
         for name, runs in found.items()
     }
     result = {
-        "benchmark": "tiled_loss",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "batch": args.batch,
         "dim": args.dim,
         "medians": medians,
@@ -72,8 +64,7 @@ def main() -> None:
     if args.largest:
         measured, _ = measure(tiled, features(args.largest, args.dim))
         result["largest"] = {"batch": args.largest, **measured}
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("tiled_loss", result, args.out)
 
 
 def features(batch: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:

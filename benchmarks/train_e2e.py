@@ -10,17 +10,16 @@ bf16, logging every step; open_clip in an environment of its own, for its traine
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from loader import NUM_SHARDS, SAMPLES_PER_SHARD, encoded_crops, fetch, peer_python, write_shards
+from record import record
 
 ROOT = Path(__file__).parent.parent
 NUM_SKIPPED = 4
@@ -82,19 +81,13 @@ def main() -> None:
         for model, sides in rates.items()
     }
     result = {
-        "benchmark": "train_e2e",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version()},
         "photographs": len(photos),
         "samples_per_s": rates,
         "ratio": ratio,
         "of_step_ratio": ratio.get("ViT-B-32", 0.0) / step,
         "step_ratio": step,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("train_e2e", result, args.out, "open_clip_torch")
 
 
 def step_ratio(out: Path) -> float:

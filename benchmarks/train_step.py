@@ -14,9 +14,7 @@ first ones. A round is a turn of each side and a product of matrices.
 import argparse
 import json
 import math
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,13 +30,14 @@ from vlm.data.tally import Tally
 from vlm.data.transforms import normalize
 from vlm.hub.open_clip import translate
 from vlm.runtime import onednn, torchvision_guard
-from vlm.runtime.device import arithmetic, machine
+from vlm.runtime.device import arithmetic
 from vlm.runtime.distributed import Ranks
 from vlm.runtime.heap import pages_kept
 from vlm.training.setup import Parts, build_parts
 
 torchvision_guard.install()
 import open_clip  # behind the guard
+from record import record
 
 SHARDS = "datasets/emoji/val_artist-*.tar"
 SMALL = {  # ViT-S/16 of open_clip
@@ -93,23 +92,13 @@ def main() -> None:
         }
 
     result = {
-        "benchmark": "train_step",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine(torch.device("cpu")),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-        },
         "batch": args.batch,
         "peer_keeps_pages": args.peer_keeps_pages,
         "cells": found,
         "ratio": column("ratio"),
         "of_floor": column("of_floor"),
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("train_step", result, args.out, "open_clip_torch")
 
 
 def measure(

@@ -13,16 +13,14 @@ forward / (evaluate - decode), which is what decoding on cores of its own could 
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from record import record
 from torch import Tensor
 from webdataset import TarWriter
 
@@ -66,11 +64,6 @@ def main() -> None:
         "ratio_without_decoding": [f / (e - d) for f, e, d in zip(*seconds.values(), strict=True)],
     }
     result = {
-        "benchmark": "zero_shot_speed",
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.device}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "pictures": len(dataset),
         "classes": num_classes,
         "batch_size": args.batch_size,
@@ -79,8 +72,7 @@ def main() -> None:
         "medians": {name: statistics.median(found) for name, found in seconds.items()},
         **{name: statistics.median(found) for name, found in ratios.items()},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    record("zero_shot_speed", result, args.out, device=model.device.type)
 
 
 def random_model(config: str, device: str) -> VisionLanguageModel:

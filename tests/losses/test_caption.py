@@ -102,6 +102,8 @@ def test_the_gradient_is_left_to_the_second_time():
         second = caption_loss(*tensors)
         assert len(products) == 1 + 3
     assert first == second
+    first.backward()
+    assert tensors[1].grad.isnan().all()  # nobody can take it for one
 
 
 def test_a_batch_without_a_real_token_has_no_loss():

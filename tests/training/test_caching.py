@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm.config.load import load_config
 from vlm.runtime.distributed import Ranks
@@ -74,6 +75,23 @@ def test_only_a_micro_batch_is_kept(parts, batch):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             replace(parts.step.objective, micro_batch_size=size)(parts.step.module, batch)
     assert kept[4] < kept[None] / 4  # features and a gradient of the vocabulary are there, too
+
+
+def test_a_vocabulary_has_one_gradient_for_each_pass_that_needs_it(parts, batch):
+    """Micro-batches that are computed again find it then."""
+    products = dict.fromkeys((None, 4), 0)
+    shape = parts.step.module.captioner.vocabulary.shape
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            products[size] += function is torch.ops.aten.mm.default and out.shape == shape
+            return out
+
+    for size in products:
+        with Note():
+            replace(parts.step.objective, micro_batch_size=size)(parts.step.module, batch)
+    assert products[4] == products[None] > 0
 
 
 def test_micro_batches_leave_out_the_same_patches(config):

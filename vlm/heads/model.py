@@ -122,11 +122,11 @@ class VisionLanguageModule(nn.Module):
     ) -> Outputs:
         """Encode a batch, and caption pictures of it.
 
-        With `micro_batch_size`, that many samples at a time, of which only the features are kept;
-        the backward pass computes each micro-batch again, with the same random numbers (gradient
-        caching, arXiv 2101.06983, section 3), but for the last one, with which it begins. The loss
-        and its gradient are those of the whole batch, in the memory of a part, for a second forward
-        pass.
+        With `micro_batch_size`, that many samples at a time. The backward pass begins with the last
+        of these micro-batches; of the others only features are kept, and each is computed again,
+        with the same random numbers (gradient caching, arXiv 2101.06983, section 3). The loss and
+        its gradient are those of the whole batch, in the memory of a part, for a second forward
+        pass of the others.
 
         Args:
             images: As they are loaded.
@@ -144,7 +144,8 @@ class VisionLanguageModule(nn.Module):
         encode_twice: Callable[..., _Part] = partial(
             checkpoint, self._encode, use_reentrant=False, context_fn=_value_then_gradient
         )
-        slices = [slice(start, start + size) for start in range(0, len(images), size)]
+        stops = range(len(images), 0, -size)  # the last one is whole
+        slices = [slice(max(0, stop - size), stop) for stop in reversed(stops)]
         parts = [
             (self._encode if rows is slices[-1] else encode_twice)(
                 prepare,

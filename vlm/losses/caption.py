@@ -1,5 +1,6 @@
 """Next-token cross-entropy of captions (CoCa, arXiv 2205.01917, equation 2)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ _IS_COMPUTED_AGAIN = ContextVar("computed_again", default=False)
 
 @contextmanager
 def computed_again() -> Iterator[None]:
-    """What is computed within is needed for its value: a second time gives the gradient."""
+    """A caption loss within gives its value alone: computed a second time, it has a gradient."""
     token = _IS_COMPUTED_AGAIN.set(True)
     try:
         yield
@@ -37,8 +38,8 @@ def caption_loss(
 ) -> Float[Tensor, ""]:
     """Sum, not mean, of -log p(target): divide by the token count of the whole global batch.
 
-    Logits are `hidden @ weight.T`, made for some positions at a time, and their gradient with them:
-    memory does not grow with the number of positions times V.
+    Logits are `hidden @ weight.T`, made for some positions at a time, and their gradient with them
+    (within `computed_again` it is NaN): memory does not grow with the number of positions times V.
 
     Args:
         hidden: The decoder's last states, one for the token that follows each position.
@@ -55,7 +56,7 @@ def caption_loss(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The sum over rows; the gradient is found on the way and only scaled by the backward pass."""
+    """The sum over rows; a gradient is found on the way and only scaled by the backward pass."""
 
     @staticmethod
     def forward(
@@ -64,12 +65,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype, num_rows = _autocast_dtype(hidden), len(hidden)
         more = -num_rows % MULTIPLE
         x, w = pad(hidden.to(dtype), (0, 0, 0, more)), weight.to(dtype)
-        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        wants_gradient = any(ctx.needs_input_grad) and not _IS_COMPUTED_AGAIN.get()
+        of_hidden, of_weight = (t.new_full((), math.nan).expand_as(t) for t in (hidden, weight))
+        if wants_gradient:
+            of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         wanted = pad(targets, (0, more))[:, None]
         loss = torch.zeros((), device=hidden.device, dtype=_at_least_fp32(hidden.dtype))
         height = max(hidden.shape[1], tile_bytes // (4 * len(weight)))
         height = max(1, height // MULTIPLE) * MULTIPLE
-        wants_gradient = any(ctx.needs_input_grad) and not _IS_COMPUTED_AGAIN.get()
         for start in range(0, len(x), height):
             rows = slice(start, start + height)
             count = min(num_rows - start, rows.stop - start)  # what follows is padding

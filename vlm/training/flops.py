@@ -154,7 +154,7 @@ class ModelFlops:
         loss = similarities + self.teacher_image(rows) + self.teacher_text(rows, text_length)
         recomputed = 0.0
         if micro_batch_size is not None and micro_batch_size < rows:
-            again = 1 - (rows % micro_batch_size or micro_batch_size) / rows  # all but the last
+            again = 1 - micro_batch_size / rows  # all but the last, which has its share of texts
             recomputed += again * (image.forward + text.forward + captioner.forward)
         if not self.keeps_tiles and 4 * rows * columns > tile_bytes:  # bytes of fp32 logits
             recomputed += similarities.forward
